@@ -1,0 +1,90 @@
+"""What one stage of a job asks for: plain frozen values, validated where they are decoded, trusted afterwards.
+
+Base units inside: nanoseconds and bytes. Seconds exist only at the edges (HTTP, command line, TOML), where fields end in `_s`.
+The bounds below are those of `docs/http.md`; each is also printed by `sandboxd policy explain`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+NANOSECONDS = 1_000_000_000
+KIB = 1024
+MIB = 1024 * KIB
+
+BODY_MAX_BYTES = 16 * MIB
+SOURCE_MAX_BYTES = 1 * MIB
+STDIN_MAX_BYTES = 8 * MIB
+FILES_MAX = 256
+PATH_MAX_BYTES = 255
+PATH_MAX_LEVELS = 16
+ARGS_MAX = 256
+ENV_MAX = 64
+ARG_MAX_BYTES = 4 * KIB
+WAIT_MAX_S = 60
+JSON_MAX_DEPTH = 32
+ARTIFACT_PATTERNS_MAX = 32
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every value that crosses a border: immutable, unknown fields refused (`kw_only` must be said by each class)."""
+
+
+Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 48)]
+Nanoseconds = Annotated[int, Meta(ge=1, le=86_400 * NANOSECONDS)]
+
+
+class Limits(Struct, kw_only=True):
+    """The effective limits of one stage. A stage never runs with a limit missing."""
+
+    cpu_time_ns: Nanoseconds
+    """CPU time of the program and all its descendants, from `execve`."""
+    wall_time_ns: Nanoseconds
+    """Time from `execve` to the main process's end."""
+    memory_bytes: Bytes
+    """Everything the kernel charges: anonymous memory, page cache, the write layer, kernel objects."""
+    processes: Count
+    """Processes and threads at once."""
+    output_bytes: Bytes
+    """What is kept of each of stdout and stderr."""
+    file_size_bytes: Bytes
+    """The largest file that can be written (RLIMIT_FSIZE)."""
+    disk_bytes: Bytes
+    """The write layer: counts inside `memory_bytes`, at most half of it."""
+    open_files: Count
+    """RLIMIT_NOFILE."""
+    stack_bytes: Bytes
+    """RLIMIT_STACK of the main process."""
+
+
+LIMIT_NAMES: tuple[str, ...] = Limits.__struct_fields__
+"""Field names inside. At the edges `cpu_time_ns` and `wall_time_ns` are `cpu_time_s` and `wall_time_s`, float seconds."""
+
+
+class InputFile(Struct, kw_only=True):
+    """A file put into the working directory before the program starts. `path` is relative and already checked."""
+
+    path: str
+    content: bytes
+    executable: bool = False
+
+
+class StageSpec(Struct, kw_only=True):
+    """One stage of a job, complete: a launcher needs nothing else, and checks all of it against its own policies."""
+
+    name: str
+    """`compile` or `run`: used in messages only."""
+    policy: str
+    image: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    limits: Limits
+    files: tuple[InputFile, ...] = ()
+    stdin: bytes | None = b""
+    """None: the client streams it in chunks."""
+    collect: tuple[str, ...] = ()
+    """Glob patterns, relative to the working directory, of the regular files to hand back when the sandbox is dead."""
