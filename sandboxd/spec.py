@@ -88,3 +88,19 @@ class StageSpec(Struct, kw_only=True):
     """None: the client streams it in chunks."""
     collect: tuple[str, ...] = ()
     """Glob patterns, relative to the working directory, of the regular files to hand back when the sandbox is dead."""
+
+
+class JobRequest(Struct, kw_only=True):
+    """A client's job after validation, in internal units: what the API stores, the worker reads and `sandboxd run` builds."""
+
+    language: str | None = None
+    command: tuple[str, ...] | None = None
+    files: tuple[InputFile, ...] = ()
+    stdin: bytes | None = b""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    policy: str = "default"
+    image: str | None = None
+    limits: dict[str, int] = {}
+    """What the client asked for, by `Limits` field; all else comes from the language and the policy."""
+    compile_limits: dict[str, int] = {}
