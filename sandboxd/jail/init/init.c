@@ -1,0 +1,383 @@
+/* init: makes one sandbox, holds it together as its PID 1, and reports.
+ *
+ *   launcher ── posix_spawn ──> outer ── clone3(CLONE_PARENT | CLONE_INTO_CGROUP) ──> PID 1 ── fork ──> payload (PID 2)
+ *
+ * outer is in the host's namespaces: it makes PID 1, puts it into the v1 cgroups, writes its id maps, hands its pidfd to the
+ * launcher and exits. PID 1 executes the build list, reports READY, receives the job list with the payload's three
+ * descriptors, forks the payload, gives up all rights, reaps, and reports the main process's end. The payload executes its
+ * steps and then the job's command.
+ *
+ * Nothing here decides: lists of fixed-size steps arrive in sealed memfds, made by the launcher (sandboxd/jail/plan.py).
+ * Nothing here allocates. A failing step is reported with its index and errno, and is the end.
+ */
+#include "init.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EXIT_BROKEN = 70 }; /* EX_SOFTWARE: the launcher has been told why, if it can be told */
+enum { FIRST_FD = 3 };     /* control, leaf, build, attach...: as the launcher arranges them for posix_spawn */
+
+static uint64_t clock_ns(clockid_t id)
+{
+    struct timespec t;
+    clock_gettime(id, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* --- lists ------------------------------------------------------------------------------------------------------------ */
+
+const char *text(const struct image *in, uint32_t offset)
+{
+    return offset ? in->base + offset : NULL;
+}
+
+/* Offsets are checked here, once; what they point at ends in the list's final NUL at the latest. */
+static int map_list(int fd, struct image *out)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -1;
+    errno = EINVAL;
+    if (st.st_size < (off_t)sizeof(struct list) || st.st_size > (off_t)WIRE_BYTES_MAX)
+        return -1;
+    char *base = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0); /* writes stay here */
+    if (base == MAP_FAILED)
+        return -1;
+    const struct list *head = (const struct list *)base;
+    uint64_t size = (uint64_t)st.st_size;
+    errno = EINVAL;
+    if (head->magic != WIRE_MAGIC || head->version != WIRE_VERSION || head->size != size || base[size - 1] != 0)
+        return -1;
+    if (head->steps > WIRE_STEPS_MAX || sizeof *head + (uint64_t)head->steps * sizeof(struct step) > size)
+        return -1;
+    const struct step *steps = (const struct step *)(base + sizeof *head);
+    for (uint32_t i = 0; i < head->steps; i++) {
+        for (int k = 0; k < 4; k++)
+            if (steps[i].str[k] >= size)
+                return -1;
+        uint32_t data = steps[i].op == OP_SECCOMP ? steps[i].str[0] : steps[i].str[1];
+        if (steps[i].len && (uint64_t)data + steps[i].len > size)
+            return -1;
+    }
+    uint32_t vectors[2][2] = {{head->argv, head->argc}, {head->envp, head->envc}};
+    for (int v = 0; v < 2; v++) {
+        if (vectors[v][0] % sizeof(uint64_t) || (uint64_t)vectors[v][0] + ((uint64_t)vectors[v][1] + 1) * sizeof(uint64_t) > size)
+            return -1;
+    }
+    *out = (struct image){.base = base, .head = head, .steps = steps};
+    return 0;
+}
+
+/* An array of offsets, ended by 0, becomes an array of pointers. The mapping is private and only this process's. */
+static char **pointers(const struct image *in, uint32_t offset, uint32_t count)
+{
+    uint64_t *at = (uint64_t *)(uintptr_t)(in->base + offset);
+    for (uint32_t i = 0; i < count; i++) {
+        if (at[i] >= in->head->size)
+            return NULL;
+        at[i] = (uint64_t)(uintptr_t)(in->base + at[i]);
+    }
+    at[count] = 0;
+    return (char **)at;
+}
+
+/* --- reports ---------------------------------------------------------------------------------------------------------- */
+
+int send_report(struct sandbox *s, struct report *report, int fd)
+{
+    struct iovec io = {report, sizeof *report};
+    char room[CMSG_SPACE(sizeof fd)] = {0};
+    struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = room;
+        message.msg_controllen = sizeof room;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        *c = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof fd)};
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
+    return sendmsg(s->slot[SLOT_CONTROL], &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+__attribute__((noreturn)) static void broken(struct sandbox *s, uint32_t phase, int error)
+{
+    struct report report = {.kind = REPORT_FAILED, .phase = phase, .step = s->at, .error = error};
+    send_report(s, &report, -1);
+    _exit(EXIT_BROKEN);
+}
+
+/* The payload has no socket: it tells PID 1, which tells the launcher. */
+__attribute__((noreturn)) static void payload_broken(struct sandbox *s, uint32_t kind, uint32_t phase, int error)
+{
+    struct report report = {.kind = kind, .phase = phase, .step = s->at, .error = error};
+    if (write(s->status, &report, sizeof report) != (ssize_t)sizeof report)
+        _exit(EXIT_BROKEN);
+    _exit(EXIT_BROKEN);
+}
+
+static int run_phase(struct sandbox *s, const struct image *in, uint32_t phase)
+{
+    for (s->at = 0; s->at < in->head->steps; s->at++)
+        if (in->steps[s->at].phase == phase && execute(s, in, &in->steps[s->at]) < 0)
+            return -1;
+    return 0;
+}
+
+/* --- outer ------------------------------------------------------------------------------------------------------------ */
+
+static void build_and_hold(struct sandbox *s, const struct image *build);
+static struct image build_list;
+
+int clone_init(struct sandbox *s, uint64_t flags)
+{
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return -1;
+    struct clone_args args = {
+        .flags = flags | CLONE_PIDFD | CLONE_PARENT | CLONE_INTO_CGROUP, /* CLONE_PARENT: exit_signal must be 0 */
+        .pidfd = (uint64_t)(uintptr_t)&s->pidfd,
+        .cgroup = (uint64_t)s->slot[SLOT_LEAF],
+    };
+    long pid = syscall(SYS_clone3, &args, sizeof args);
+    if (pid < 0)
+        return -1;
+    if (pid == 0) {
+        close(pair[0]);
+        s->peer = pair[1];
+        build_and_hold(s, &build_list);
+        _exit(EXIT_BROKEN);
+    }
+    close(pair[1]);
+    s->peer = pair[0];
+    s->pid = (pid_t)pid;
+    return 0;
+}
+
+int attach_cgroup(struct sandbox *s, int fd)
+{
+    char number[16];
+    int len = snprintf(number, sizeof number, "%d", s->pid);
+    return write(fd, number, (size_t)len) < 0 ? -1 : 0;
+}
+
+int send_pidfd(struct sandbox *s)
+{
+    struct report report = {.kind = REPORT_PIDFD};
+    return send_report(s, &report, s->pidfd);
+}
+
+int write_id_map(struct sandbox *s, const char *name, const char *content)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", s->pid, name);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int result = write(fd, content, strlen(content)) < 0 ? -1 : 0;
+    close(fd);
+    return result;
+}
+
+/* The peer's end is a failure that it has reported already. */
+int await_peer(struct sandbox *s)
+{
+    char byte;
+    if (read(s->peer, &byte, 1) != 1)
+        _exit(EXIT_BROKEN);
+    return 0;
+}
+
+/* --- PID 1 ------------------------------------------------------------------------------------------------------------ */
+
+/* The job: one message with the list and the payload's stdin, stdout, stderr. End of file: not needed any more. */
+static int receive_job(struct sandbox *s, struct image *job)
+{
+    int fds[4];
+    char byte, room[CMSG_SPACE(sizeof fds)];
+    struct iovec io = {&byte, 1};
+    struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    ssize_t n = recvmsg(s->slot[SLOT_CONTROL], &message, MSG_CMSG_CLOEXEC);
+    if (n == 0)
+        _exit(0);
+    if (n < 0)
+        return -1;
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof fds))
+        return errno = EBADMSG, -1;
+    memcpy(fds, CMSG_DATA(c), sizeof fds);
+    for (int i = 0; i < 3; i++)
+        s->slot[SLOT_STDIN + i] = fds[1 + i];
+    int result = map_list(fds[0], job);
+    close(fds[0]);
+    return result;
+}
+
+/* Every candidate that does not exist is passed over, as execvp(3) does; a refusal is remembered. */
+static int exec_candidates(struct sandbox *s, const struct image *job, char **argv, char **envp)
+{
+    int error = ENOENT;
+    for (s->at = 0; s->at < job->head->steps; s->at++) {
+        if (job->steps[s->at].phase != PHASE_EXEC)
+            continue;
+        execve(text(job, job->steps[s->at].str[0]), argv, envp);
+        if (errno == EACCES)
+            error = EACCES;
+        else if (errno != ENOENT && errno != ENOTDIR)
+            return errno;
+        else if (error != EACCES)
+            error = errno;
+    }
+    return error;
+}
+
+__attribute__((noreturn)) static void payload(struct sandbox *s, const struct image *build, const struct image *job)
+{
+    char **argv = pointers(job, job->head->argv, job->head->argc);
+    char **envp = pointers(job, job->head->envp, job->head->envc);
+    if (!argv || !envp)
+        payload_broken(s, REPORT_FAILED, PHASE_EXEC, EINVAL);
+    if (run_phase(s, job, PHASE_PAYLOAD) < 0)
+        payload_broken(s, REPORT_FAILED, PHASE_JOB, errno); /* PHASE_JOB: the index is in the job list */
+    if (run_phase(s, build, PHASE_PAYLOAD) < 0)
+        payload_broken(s, REPORT_FAILED, PHASE_PAYLOAD, errno);
+    struct report report = {.kind = REPORT_STARTED, .payload_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID)};
+    if (write(s->status, &report, sizeof report) != (ssize_t)sizeof report)
+        _exit(EXIT_BROKEN);
+    payload_broken(s, REPORT_NOEXEC, PHASE_EXEC, exec_candidates(s, job, argv, envp));
+}
+
+/* The payload's pipe: STARTED then end of file is a successful execve; anything else is passed on and is the end. */
+static void await_exec(struct sandbox *s, int status, struct report *started)
+{
+    struct report failed;
+    ssize_t n = read(status, started, sizeof *started);
+    if (n == (ssize_t)sizeof *started && started->kind == REPORT_STARTED) {
+        n = read(status, &failed, sizeof failed);
+        started->exec_ns = clock_ns(CLOCK_MONOTONIC);
+        started->init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+        if (n == 0) {
+            send_report(s, started, -1);
+            return;
+        }
+    } else if (n == (ssize_t)sizeof *started) {
+        failed = *started;
+    }
+    if (n == 0) { /* killed between fork and exec: the report of its end tells how */
+        started->exec_ns = clock_ns(CLOCK_MONOTONIC);
+        return;
+    }
+    failed.payload_cpu_ns = started->payload_cpu_ns;
+    send_report(s, &failed, -1);
+    _exit(EXIT_BROKEN);
+}
+
+/* Reaps whatever ended. Returns 1 when the main process was among them. ECHILD afterwards means alone: an orphan is
+ * re-parented to PID 1 before its parent can be reaped. */
+static int reap(pid_t main_pid, struct report *report)
+{
+    int seen = 0, status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        if (pid == main_pid) {
+            seen = 1;
+            report->status = (uint32_t)status;
+            report->end_ns = clock_ns(CLOCK_MONOTONIC);
+        }
+    }
+    report->alone = pid < 0 && errno == ECHILD;
+    return seen;
+}
+
+/* Holds the namespaces until the launcher lets go: end of file on the control socket is the sandbox's end. */
+static void hold(struct sandbox *s, pid_t main_pid, int children, struct report *report)
+{
+    struct pollfd wake[2] = {{.fd = s->slot[SLOT_CONTROL], .events = POLLIN}, {.fd = children, .events = POLLIN}};
+    struct signalfd_siginfo info;
+    int ended = 0;
+    for (;;) {
+        if (reap(main_pid, report) && !ended) {
+            ended = 1;
+            report->kind = REPORT_ENDED;
+            report->init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+            send_report(s, report, -1);
+        }
+        if (poll(wake, 2, -1) < 0)
+            _exit(EXIT_BROKEN);
+        if (wake[0].revents)
+            _exit(0);
+        if (wake[1].revents && read(children, &info, sizeof info) < 0)
+            _exit(EXIT_BROKEN);
+    }
+}
+
+static void build_and_hold(struct sandbox *s, const struct image *build)
+{
+    struct image job;
+    struct report ready = {.kind = REPORT_READY}, report = {0};
+    int status[2];
+    sigset_t chld;
+
+    if (run_phase(s, build, PHASE_BUILD) < 0)
+        broken(s, PHASE_BUILD, errno);
+    close(s->peer);
+    sigemptyset(&chld);
+    sigaddset(&chld, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &chld, NULL);
+    int children = signalfd(-1, &chld, SFD_CLOEXEC);
+    if (children < 0 || pipe2(status, O_CLOEXEC) < 0 || send_report(s, &ready, -1) < 0)
+        broken(s, PHASE_BUILD, errno);
+
+    if (receive_job(s, &job) < 0)
+        broken(s, PHASE_JOB, errno);
+    if (run_phase(s, &job, PHASE_JOB) < 0)
+        broken(s, PHASE_JOB, errno);
+    pid_t pid = fork();
+    if (pid < 0)
+        broken(s, PHASE_PAYLOAD, errno);
+    if (pid == 0) {
+        s->status = status[1];
+        payload(s, build, &job);
+    }
+    for (int slot = SLOT_LEAF; slot < SLOT_COUNT; slot++)
+        if (s->slot[slot] >= 0)
+            close(s->slot[slot]);
+    close(status[1]);
+    if (s->leak)
+        close(s->leak);
+    if (run_phase(s, build, PHASE_HOLD) < 0)
+        broken(s, PHASE_HOLD, errno);
+    await_exec(s, status[0], &report);
+    hold(s, pid, children, &report);
+}
+
+int main(int argc, char **argv)
+{
+    struct sandbox s = {.peer = -1, .status = -1, .pidfd = -1};
+    (void)argv;
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) /* before anything can look at this process */
+        return EXIT_BROKEN;
+    for (int slot = 0; slot < SLOT_COUNT; slot++) {
+        s.slot[slot] = slot < SLOT_PROC && slot < argc - 1 + SLOT_ATTACH ? FIRST_FD + slot : -1;
+        if (s.slot[slot] >= 0 && fcntl(s.slot[slot], F_SETFD, FD_CLOEXEC) < 0)
+            broken(&s, PHASE_OUTER, errno);
+    }
+    if (map_list(s.slot[SLOT_BUILD], &build_list) < 0)
+        broken(&s, PHASE_OUTER, errno);
+    if (run_phase(&s, &build_list, PHASE_OUTER) < 0)
+        broken(&s, PHASE_OUTER, errno);
+    return 0;
+}

@@ -1,0 +1,137 @@
+/* What crosses between the launcher and init. The Python side is sandboxd/jail/steps.py and sandboxd/jail/wire.py;
+ * tests/unit/test_wire.py holds the two against each other. Native byte order: both ends run on one machine. */
+#ifndef SANDBOXD_WIRE_H
+#define SANDBOXD_WIRE_H
+
+#include <stdint.h>
+
+#define WIRE_MAGIC 0x64786273u /* "sbxd" */
+#define WIRE_VERSION 1u
+#define WIRE_STEPS_MAX 4096u
+#define WIRE_BYTES_MAX (64u << 20)
+
+/* Which process executes a step, and when. */
+enum phase {
+    PHASE_OUTER = 0,   /* the first process, still in the host's namespaces */
+    PHASE_BUILD = 1,   /* PID 1, before it knows its job */
+    PHASE_JOB = 2,     /* PID 1, with the job in hand */
+    PHASE_PAYLOAD = 3, /* PID 2, between fork and exec */
+    PHASE_HOLD = 4,    /* PID 1, after it forked the payload */
+    PHASE_EXEC = 5,    /* PID 2, the candidates of its command */
+};
+
+/* A descriptor known only at run time is named by its slot. */
+enum slot {
+    SLOT_CONTROL = 0,  /* socket to the launcher */
+    SLOT_LEAF = 1,     /* the sandbox's cgroup v2 directory */
+    SLOT_BUILD = 2,    /* the build list */
+    SLOT_ATTACH = 3,   /* 3..6: cgroup.procs of cgroup v1 leaves */
+    SLOT_PROC = 7,     /* a procfs of this pid namespace that is mounted nowhere */
+    SLOT_LANDLOCK = 8, /* the payload's ruleset */
+    SLOT_BOX = 9,      /* the working directory */
+    SLOT_STDIN = 10,   /* 10..12: the payload's 0, 1, 2 */
+    SLOT_STDOUT = 11,
+    SLOT_STDERR = 12,
+    SLOT_COUNT = 13,
+};
+
+enum op {
+    OP_CLONE = 1,           /* arg0 flags */
+    OP_ATTACH_CGROUP = 2,   /* slot */
+    OP_SEND_PIDFD = 3,      /* */
+    OP_WRITE_ID_MAP = 4,    /* str0 "uid_map" or "gid_map", str1 content */
+    OP_NOTIFY = 5,          /* wake the process on the other end of the outer-init pair */
+    OP_WAIT = 6,            /* wait for it */
+    OP_PRCTL = 7,           /* arg0..arg3: option, arg2, arg3, arg4 */
+    OP_SETSID = 8,          /* */
+    OP_UMASK = 9,           /* arg0 */
+    OP_UNSHARE = 10,        /* arg0 flags */
+    OP_OPEN_PROC = 11,      /* slot */
+    OP_ZERO_CLOCKS = 12,    /* slot of a procfs: monotonic and boot time start near zero in the new time namespace */
+    OP_MOUNT = 13,          /* str0 source, str1 target, str2 type, str3 data, arg0 flags */
+    OP_MKDIR = 14,          /* str0 path, arg0 mode, arg1 uid, arg2 gid */
+    OP_SYMLINK = 15,        /* str0 target, str1 path */
+    OP_MKNOD = 16,          /* str0 path, arg0 mode, arg1 device */
+    OP_SEND_TREE = 17,      /* str0 path, arg0 mount attributes: a detached clone goes to the launcher */
+    OP_CHDIR = 18,          /* str0 */
+    OP_PIVOT_ROOT = 19,     /* the working directory becomes the root; the old root is detached */
+    OP_LOOPBACK_UP = 20,    /* */
+    OP_SETHOSTNAME = 21,    /* str0 */
+    OP_SETDOMAINNAME = 22,  /* str0 */
+    OP_JOIN_KEYRING = 23,   /* a new session keyring */
+    OP_SETPRIORITY = 24,    /* arg0 nice value */
+    OP_OPEN_DIR = 25,       /* slot, str0 path */
+    OP_LANDLOCK_CREATE = 26,   /* slot, arg0 handled file rights, arg1 TCP rights, arg2 scopes, arg3 size of the attribute */
+    OP_LANDLOCK_ADD = 27,      /* slot, str0 path, arg0 allowed file rights */
+    OP_LANDLOCK_RESTRICT = 28, /* slot, arg0 flags */
+    OP_WRITE_AT = 29,       /* slot, str0 path below it, str1 content */
+    OP_SETGROUPS = 30,      /* no supplementary groups */
+    OP_SETRESGID = 31,      /* arg0 */
+    OP_SETRESUID = 32,      /* arg0 */
+    OP_SETFSID = 33,        /* arg0 uid, arg1 gid: who owns what init creates */
+    OP_DROP_BOUNDING = 34,  /* arg0 last capability */
+    OP_CAPSET = 35,         /* arg0 effective and permitted, arg1 inheritable */
+    OP_RAISE_AMBIENT = 36,  /* arg0 last capability */
+    OP_SECCOMP = 37,        /* str0 program, len bytes */
+    OP_SETRLIMIT = 38,      /* arg0 resource, arg1 soft, arg2 hard */
+    OP_STDIO = 39,          /* slots 10..12 become 0, 1, 2 */
+    OP_CLOSE_RANGE = 40,    /* everything above the standard three and the status pipe */
+    OP_MAKE_DIR_AT = 41,    /* slot, str0 path, arg0 mode */
+    OP_WRITE_FILE_AT = 42,  /* slot, str0 path, str1 content of len bytes, arg0 mode */
+    OP_EXEC = 43,           /* str0 path */
+    OP_FAIL = 44,           /* arg0 errno: fault injection */
+    OP_SIGNALS = 45,        /* default dispositions, empty mask */
+    OP_LEAK_ROOT = 46,      /* a descriptor of the host's root stays open as 3: `--without mount` */
+};
+
+/* One step: 64 bytes. Strings are offsets into the list, 0 is none; each ends in NUL. */
+struct step {
+    uint16_t op;
+    uint8_t phase;
+    uint8_t slot;
+    uint32_t len;
+    uint64_t arg[4];
+    uint32_t str[4];
+    uint64_t reserved;
+};
+
+struct list {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t size;    /* of all of it; its last byte is 0 */
+    uint32_t steps;   /* struct step[steps] follows */
+    uint32_t argc;    /* job list only */
+    uint32_t argv;    /* offset of argc string offsets */
+    uint32_t envc;
+    uint32_t envp;
+};
+
+/* What init tells the launcher, in this order; FAILED may stand in for any of them and is then the last. */
+enum report_kind {
+    REPORT_PIDFD = 1,   /* with PID 1's pidfd */
+    REPORT_TREE = 2,    /* with the detached clone of the write layer */
+    REPORT_READY = 3,   /* built: give me a job */
+    REPORT_STARTED = 4, /* execve succeeded */
+    REPORT_ENDED = 5,   /* the main process ended */
+    REPORT_FAILED = 6,  /* a step failed: phase, step, error */
+    REPORT_NOEXEC = 7,  /* every EXEC candidate failed: error */
+};
+
+struct report {
+    uint32_t kind;
+    uint32_t phase;
+    uint32_t step;    /* index in its list */
+    int32_t error;    /* errno */
+    uint32_t status;  /* wait status of the main process */
+    uint32_t alone;   /* nothing else was left when the main process had ended */
+    uint64_t exec_ns; /* monotonic, host's clock */
+    uint64_t end_ns;
+    uint64_t payload_cpu_ns; /* used by the payload's process before execve */
+    uint64_t init_cpu_ns;    /* used by PID 1 until this report */
+};
+
+_Static_assert(sizeof(struct step) == 64, "steps are fixed-size records");
+_Static_assert(sizeof(struct list) == 32, "list header");
+_Static_assert(sizeof(struct report) == 56, "report");
+
+#endif

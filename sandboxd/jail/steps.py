@@ -1,0 +1,720 @@
+"""The steps of a plan: one kernel action each, as a value. `describe()` says it, `encode()` writes it for init.
+
+A list of steps crosses to init as fixed-size records and a table of strings in a sealed memfd. The C side is
+`init/wire.h`; `tests/unit/test_wire.py` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import enum
+import resource
+import stat
+import struct
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import msgspec
+
+from sandboxd.jail import abi
+
+MAGIC = 0x64786273
+VERSION = 1
+STEP = struct.Struct("=HBBI4Q4IQ")
+HEADER = struct.Struct("=8I")
+
+
+class Phase(enum.IntEnum):
+    """Which process executes a step, and when (`enum phase`)."""
+
+    OUTER = 0
+    BUILD = 1
+    JOB = 2
+    PAYLOAD = 3
+    HOLD = 4
+    EXEC = 5
+
+
+class Slot(enum.IntEnum):
+    """A descriptor known only at run time (`enum slot`)."""
+
+    CONTROL = 0
+    LEAF = 1
+    BUILD = 2
+    ATTACH = 3
+    PROC = 7
+    LANDLOCK = 8
+    BOX = 9
+    STDIN = 10
+    STDOUT = 11
+    STDERR = 12
+
+
+class Op(enum.IntEnum):
+    """What init can do (`enum op`)."""
+
+    CLONE = 1
+    ATTACH_CGROUP = 2
+    SEND_PIDFD = 3
+    WRITE_ID_MAP = 4
+    NOTIFY = 5
+    WAIT = 6
+    PRCTL = 7
+    SETSID = 8
+    UMASK = 9
+    UNSHARE = 10
+    OPEN_PROC = 11
+    ZERO_CLOCKS = 12
+    MOUNT = 13
+    MKDIR = 14
+    SYMLINK = 15
+    MKNOD = 16
+    SEND_TREE = 17
+    CHDIR = 18
+    PIVOT_ROOT = 19
+    LOOPBACK_UP = 20
+    SETHOSTNAME = 21
+    SETDOMAINNAME = 22
+    JOIN_KEYRING = 23
+    SETPRIORITY = 24
+    OPEN_DIR = 25
+    LANDLOCK_CREATE = 26
+    LANDLOCK_ADD = 27
+    LANDLOCK_RESTRICT = 28
+    WRITE_AT = 29
+    SETGROUPS = 30
+    SETRESGID = 31
+    SETRESUID = 32
+    SETFSID = 33
+    DROP_BOUNDING = 34
+    CAPSET = 35
+    RAISE_AMBIENT = 36
+    SECCOMP = 37
+    SETRLIMIT = 38
+    STDIO = 39
+    CLOSE_RANGE = 40
+    MAKE_DIR_AT = 41
+    WRITE_FILE_AT = 42
+    EXEC = 43
+    FAIL = 44
+    SIGNALS = 45
+    LEAK_ROOT = 46
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A step as init reads it: numbers, and up to four strings."""
+
+    args: tuple[int, ...] = ()
+    strings: tuple[str | bytes | None, ...] = ()
+    slot: int = 0
+    data: bytes | None = None
+    """Bytes of known length: the content of a file, a compiled program. Stored at the position that its op expects."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One kernel action. Subclasses hold what it needs and say how it reads."""
+
+    OP: ClassVar[Op]
+    """What init does."""
+
+    def record(self) -> Record:
+        """Arguments in the order of `enum op`'s comments."""
+        return Record()
+
+    def subject(self) -> str:
+        """What the step acts on, for messages; empty where the name says it all."""
+        return ""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def describe(self) -> str:
+        return f"{self.name} {self.subject()}".rstrip()
+
+
+class Clone(Step, frozen=True):
+    flags: int
+
+    OP: ClassVar[Op] = Op.CLONE
+
+    def record(self) -> Record:
+        return Record(args=(self.flags,))
+
+    def subject(self) -> str:
+        return "PID 1 into the cgroup, with new namespaces: " + ", ".join(namespaces(self.flags))
+
+
+class AttachCgroup(Step, frozen=True):
+    """Puts PID 1 into a leaf of a v1 hierarchy."""
+
+    controller: str
+    index: int
+
+    OP: ClassVar[Op] = Op.ATTACH_CGROUP
+
+    def record(self) -> Record:
+        return Record(slot=Slot.ATTACH + self.index)
+
+    def subject(self) -> str:
+        return f"{self.controller} (v1)"
+
+
+class SendPidfd(Step, frozen=True):
+    OP: ClassVar[Op] = Op.SEND_PIDFD
+
+
+class WriteIdMap(Step, frozen=True):
+    file: str
+    content: str
+
+    OP: ClassVar[Op] = Op.WRITE_ID_MAP
+
+    def record(self) -> Record:
+        return Record(strings=(self.file, self.content))
+
+    def subject(self) -> str:
+        return f"{self.file}: {self.content}"
+
+
+class Notify(Step, frozen=True):
+    """Wakes the process on the other end of the pair between outer and PID 1."""
+
+    OP: ClassVar[Op] = Op.NOTIFY
+
+
+class Wait(Step, frozen=True):
+    """Waits for the other end's `Notify`."""
+
+    OP: ClassVar[Op] = Op.WAIT
+
+
+class Prctl(Step, frozen=True):
+    label: str
+    option: int
+    arg2: int = 0
+    arg3: int = 0
+
+    OP: ClassVar[Op] = Op.PRCTL
+
+    def record(self) -> Record:
+        return Record(args=(self.option, self.arg2, self.arg3))
+
+    def subject(self) -> str:
+        return self.label
+
+
+class Setsid(Step, frozen=True):
+    OP: ClassVar[Op] = Op.SETSID
+
+
+class Umask(Step, frozen=True):
+    mask: int
+
+    OP: ClassVar[Op] = Op.UMASK
+
+    def record(self) -> Record:
+        return Record(args=(self.mask,))
+
+    def subject(self) -> str:
+        return f"{self.mask:04o}"
+
+
+class Unshare(Step, frozen=True):
+    flags: int
+
+    OP: ClassVar[Op] = Op.UNSHARE
+
+    def record(self) -> Record:
+        return Record(args=(self.flags,))
+
+    def subject(self) -> str:
+        return ", ".join(namespaces(self.flags))
+
+
+class OpenProc(Step, frozen=True):
+    """A procfs of the sandbox's pid namespace that is mounted nowhere: writes through it cannot be redirected."""
+
+    OP: ClassVar[Op] = Op.OPEN_PROC
+
+    def record(self) -> Record:
+        return Record(slot=Slot.PROC)
+
+
+class ZeroClocks(Step, frozen=True):
+    """Monotonic and boot time start near zero in the new time namespace."""
+
+    OP: ClassVar[Op] = Op.ZERO_CLOCKS
+
+    def record(self) -> Record:
+        return Record(slot=Slot.PROC)
+
+
+class Mount(Step, frozen=True):
+    source: str
+    target: str
+    type: str | None
+    flags: int
+    data: str | None = None
+
+    OP: ClassVar[Op] = Op.MOUNT
+
+    def record(self) -> Record:
+        return Record(args=(self.flags,), strings=(self.source, self.target, self.type, self.data))
+
+    def subject(self) -> str:
+        options = ",".join(mount_flags(self.flags) + ([self.data] if self.data else []))
+        return f"{self.type or self.source} on {self.target} ({options})"
+
+
+class Mkdir(Step, frozen=True):
+    path: str
+    mode: int
+    uid: int = 0
+    gid: int = 0
+
+    OP: ClassVar[Op] = Op.MKDIR
+
+    def record(self) -> Record:
+        return Record(args=(self.mode, self.uid, self.gid), strings=(self.path,))
+
+    def subject(self) -> str:
+        return f"{self.path} ({self.mode:04o}, uid {self.uid})"
+
+
+class Symlink(Step, frozen=True):
+    target: str
+    path: str
+
+    OP: ClassVar[Op] = Op.SYMLINK
+
+    def record(self) -> Record:
+        return Record(strings=(self.target, self.path))
+
+    def subject(self) -> str:
+        return f"{self.path} -> {self.target}"
+
+
+class MakeNode(Step, frozen=True):
+    path: str
+    mode: int
+    major: int
+    minor: int
+
+    OP: ClassVar[Op] = Op.MKNOD
+
+    def record(self) -> Record:
+        return Record(args=(self.mode, self.major << 8 | self.minor), strings=(self.path,))
+
+    def subject(self) -> str:
+        return f"{self.path} ({stat.filemode(self.mode)} {self.major}:{self.minor})"
+
+
+class SendTree(Step, frozen=True):
+    """A detached clone of a folder, with attributes of its own, goes to the launcher."""
+
+    path: str
+    attributes: int
+
+    OP: ClassVar[Op] = Op.SEND_TREE
+
+    def record(self) -> Record:
+        return Record(args=(self.attributes,), strings=(self.path,))
+
+    def subject(self) -> str:
+        return f"{self.path} (ro,nosuid,nodev,noexec,nosymfollow) to the launcher"
+
+
+class Chdir(Step, frozen=True):
+    path: str
+
+    OP: ClassVar[Op] = Op.CHDIR
+
+    def record(self) -> Record:
+        return Record(strings=(self.path,))
+
+    def subject(self) -> str:
+        return self.path
+
+
+class PivotRoot(Step, frozen=True):
+    """The working directory becomes the root, and the host's root is detached."""
+
+    OP: ClassVar[Op] = Op.PIVOT_ROOT
+
+
+class LoopbackUp(Step, frozen=True):
+    OP: ClassVar[Op] = Op.LOOPBACK_UP
+
+
+class SetHostname(Step, frozen=True):
+    hostname: str
+
+    OP: ClassVar[Op] = Op.SETHOSTNAME
+
+    def record(self) -> Record:
+        return Record(strings=(self.hostname,))
+
+    def subject(self) -> str:
+        return self.hostname
+
+
+class SetDomainname(Step, frozen=True):
+    domainname: str
+
+    OP: ClassVar[Op] = Op.SETDOMAINNAME
+
+    def record(self) -> Record:
+        return Record(strings=(self.domainname,))
+
+    def subject(self) -> str:
+        return self.domainname
+
+
+class JoinKeyring(Step, frozen=True):
+    """A new session keyring: nothing of the launcher's is searched."""
+
+    OP: ClassVar[Op] = Op.JOIN_KEYRING
+
+
+class SetPriority(Step, frozen=True):
+    nice: int
+
+    OP: ClassVar[Op] = Op.SETPRIORITY
+
+    def record(self) -> Record:
+        return Record(args=(self.nice,))
+
+    def subject(self) -> str:
+        return f"nice {self.nice}"
+
+
+class OpenDir(Step, frozen=True):
+    slot: Slot
+    path: str
+
+    OP: ClassVar[Op] = Op.OPEN_DIR
+
+    def record(self) -> Record:
+        return Record(slot=self.slot, strings=(self.path,))
+
+    def subject(self) -> str:
+        return self.path
+
+
+class LandlockCreate(Step, frozen=True):
+    """A ruleset that handles these rights: what no rule allows is refused."""
+
+    handled_fs: int
+    handled_net: int
+    scoped: int
+    attr_bytes: int
+
+    OP: ClassVar[Op] = Op.LANDLOCK_CREATE
+
+    def record(self) -> Record:
+        return Record(slot=Slot.LANDLOCK, args=(self.handled_fs, self.handled_net, self.scoped, self.attr_bytes))
+
+    def subject(self) -> str:
+        return f"files {self.handled_fs:#x}, tcp {self.handled_net:#x}, scopes {self.scoped:#x}"
+
+
+class LandlockAdd(Step, frozen=True):
+    path: str
+    allowed: int
+
+    OP: ClassVar[Op] = Op.LANDLOCK_ADD
+
+    def record(self) -> Record:
+        return Record(slot=Slot.LANDLOCK, args=(self.allowed,), strings=(self.path,))
+
+    def subject(self) -> str:
+        return f"{self.path}: " + "|".join(right.name or "" for right in abi.Access(self.allowed)).lower()
+
+
+class LandlockRestrict(Step, frozen=True):
+    flags: int
+
+    OP: ClassVar[Op] = Op.LANDLOCK_RESTRICT
+
+    def record(self) -> Record:
+        return Record(slot=Slot.LANDLOCK, args=(self.flags,))
+
+
+class WriteProc(Step, frozen=True):
+    """Writes a value through the private procfs."""
+
+    path: str
+    value: str
+
+    OP: ClassVar[Op] = Op.WRITE_AT
+
+    def record(self) -> Record:
+        return Record(slot=Slot.PROC, strings=(self.path, self.value))
+
+    def subject(self) -> str:
+        return f"/proc/{self.path} = {self.value}"
+
+
+class SetGroups(Step, frozen=True):
+    """No supplementary groups."""
+
+    OP: ClassVar[Op] = Op.SETGROUPS
+
+
+class SetResgid(Step, frozen=True):
+    gid: int
+
+    OP: ClassVar[Op] = Op.SETRESGID
+
+    def record(self) -> Record:
+        return Record(args=(self.gid,))
+
+    def subject(self) -> str:
+        return str(self.gid)
+
+
+class SetResuid(Step, frozen=True):
+    uid: int
+
+    OP: ClassVar[Op] = Op.SETRESUID
+
+    def record(self) -> Record:
+        return Record(args=(self.uid,))
+
+    def subject(self) -> str:
+        return str(self.uid)
+
+
+class SetFsid(Step, frozen=True):
+    """Who owns what PID 1 creates from here on."""
+
+    uid: int
+    gid: int
+
+    OP: ClassVar[Op] = Op.SETFSID
+
+    def record(self) -> Record:
+        return Record(args=(self.uid, self.gid))
+
+    def subject(self) -> str:
+        return f"uid {self.uid}, gid {self.gid}"
+
+
+class DropBounding(Step, frozen=True):
+    last: int
+
+    OP: ClassVar[Op] = Op.DROP_BOUNDING
+
+    def record(self) -> Record:
+        return Record(args=(self.last,))
+
+    def subject(self) -> str:
+        return f"capabilities 0..{self.last}"
+
+
+class SetCapabilities(Step, frozen=True):
+    """All gone from every set; or, for a control run, all kept and inheritable."""
+
+    kept: bool
+
+    OP: ClassVar[Op] = Op.CAPSET
+
+    def record(self) -> Record:
+        return Record(args=(int(self.kept), int(self.kept)))
+
+    def subject(self) -> str:
+        return "all kept" if self.kept else "none"
+
+
+class RaiseAmbient(Step, frozen=True):
+    last: int
+
+    OP: ClassVar[Op] = Op.RAISE_AMBIENT
+
+    def record(self) -> Record:
+        return Record(args=(self.last,))
+
+
+class InstallSeccomp(Step, frozen=True):
+    profile: str
+    program: bytes
+
+    OP: ClassVar[Op] = Op.SECCOMP
+
+    def record(self) -> Record:
+        return Record(data=self.program)
+
+    def subject(self) -> str:
+        return f"{self.profile} ({len(self.program) // 8} instructions)"
+
+
+class SetRlimit(Step, frozen=True):
+    label: str
+    resource: int
+    soft: int
+    hard: int
+
+    OP: ClassVar[Op] = Op.SETRLIMIT
+
+    def record(self) -> Record:
+        return Record(args=(self.resource, self.soft & (1 << 64) - 1, self.hard & (1 << 64) - 1))
+
+    def subject(self) -> str:
+        return f"{self.label} {'unlimited' if self.soft == resource.RLIM_INFINITY else self.soft}"
+
+
+class ArrangeStdio(Step, frozen=True):
+    """The job's pipes become descriptors 0, 1 and 2."""
+
+    OP: ClassVar[Op] = Op.STDIO
+
+
+class CloseRange(Step, frozen=True):
+    """Every other descriptor is closed; the status pipe closes itself on exec."""
+
+    OP: ClassVar[Op] = Op.CLOSE_RANGE
+
+
+class ResetSignals(Step, frozen=True):
+    """Default dispositions, empty mask."""
+
+    OP: ClassVar[Op] = Op.SIGNALS
+
+
+class LeakRoot(Step, frozen=True):
+    """Control run `--without mount`: a descriptor of the host's root stays open in the payload."""
+
+    OP: ClassVar[Op] = Op.LEAK_ROOT
+
+
+class MakeDirAt(Step, frozen=True):
+    path: str
+    mode: int = 0o755
+
+    OP: ClassVar[Op] = Op.MAKE_DIR_AT
+
+    def record(self) -> Record:
+        return Record(slot=Slot.BOX, args=(self.mode,), strings=(self.path,))
+
+    def subject(self) -> str:
+        return f"/box/{self.path}"
+
+
+class WriteFile(Step, frozen=True):
+    path: str
+    content: bytes
+    mode: int
+
+    OP: ClassVar[Op] = Op.WRITE_FILE_AT
+
+    def record(self) -> Record:
+        return Record(slot=Slot.BOX, args=(self.mode,), strings=(self.path,), data=self.content)
+
+    def subject(self) -> str:
+        return f"/box/{self.path} ({len(self.content)} bytes, {self.mode:04o})"
+
+
+class Exec(Step, frozen=True):
+    """One candidate of the job's command; the next is tried when it does not exist."""
+
+    path: str
+
+    OP: ClassVar[Op] = Op.EXEC
+
+    def record(self) -> Record:
+        return Record(strings=(self.path,))
+
+    def subject(self) -> str:
+        return self.path
+
+
+class Fail(Step, frozen=True):
+    """Fault injection: this step fails with `errno`."""
+
+    errno: int
+
+    OP: ClassVar[Op] = Op.FAIL
+
+    def record(self) -> Record:
+        return Record(args=(self.errno,))
+
+
+class PlannedStep(msgspec.Struct, frozen=True):
+    """A step and the process that executes it."""
+
+    phase: Phase
+    step: Step
+
+
+def encode(planned: Sequence[PlannedStep], argv: Iterable[str] = (), envp: Iterable[str] = ()) -> bytes:
+    """The list as init maps it: header, records, string table, argv and envp; the last byte is 0."""
+    table = bytearray()
+    table_at = HEADER.size + STEP.size * len(planned)
+    known: dict[bytes, int] = {}
+
+    def place(value: str | bytes | None) -> int:
+        if value is None:
+            return 0
+        raw = value if isinstance(value, bytes) else value.encode("utf-8")
+        if raw not in known:
+            known[raw] = table_at + len(table)
+            table.extend(raw)
+            table.append(0)
+        return known[raw]
+
+    records = bytearray()
+    for item in planned:
+        record = item.step.record()
+        op = item.step.OP
+        strings = list(record.strings)
+        if record.data is not None:
+            if len(table) % 8:
+                table.extend(bytes(8 - len(table) % 8))
+            strings.insert(0 if op is Op.SECCOMP else 1, record.data)
+        offsets = [place(value) for value in strings] + [0] * (4 - len(strings))
+        args = list(record.args) + [0] * (4 - len(record.args))
+        records += STEP.pack(op, item.phase, record.slot, len(record.data or b""), *args, *offsets, 0)
+
+    vectors: list[int] = []
+    for vector in (argv, envp):
+        offsets = [place(value) for value in vector]
+        if len(table) % 8:
+            table.extend(bytes(8 - len(table) % 8))
+        vectors += [len(offsets), table_at + len(table)]
+        table += struct.pack(f"={len(offsets) + 1}Q", *offsets, 0)
+    table.append(0)
+    header = HEADER.pack(MAGIC, VERSION, table_at + len(table), len(planned), *vectors)
+    return header + bytes(records) + bytes(table)
+
+
+_NAMESPACES = {
+    abi.CLONE_NEWNS: "mnt",
+    abi.CLONE_NEWPID: "pid",
+    abi.CLONE_NEWNET: "net",
+    abi.CLONE_NEWIPC: "ipc",
+    abi.CLONE_NEWUTS: "uts",
+    abi.CLONE_NEWCGROUP: "cgroup",
+    abi.CLONE_NEWTIME: "time",
+    abi.CLONE_NEWUSER: "user",
+}
+
+
+def namespaces(flags: int) -> tuple[str, ...]:
+    """Names of the namespaces in clone(2) flags, as in /proc/PID/ns."""
+    return tuple(name for flag, name in _NAMESPACES.items() if flags & flag)
+
+
+_MOUNT_FLAGS = {
+    abi.MS_RDONLY: "ro",
+    abi.MS_NOSUID: "nosuid",
+    abi.MS_NODEV: "nodev",
+    abi.MS_NOEXEC: "noexec",
+    abi.MS_REMOUNT: "remount",
+    abi.MS_BIND: "bind",
+    abi.MS_REC: "rec",
+    abi.MS_PRIVATE: "private",
+}
+
+
+def mount_flags(flags: int) -> list[str]:
+    return [name for flag, name in _MOUNT_FLAGS.items() if flags & flag]

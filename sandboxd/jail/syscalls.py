@@ -1,0 +1,108 @@
+"""The only module that imports ctypes: system calls that Python's os module lacks, one typed function each.
+
+Every failure is an OSError with the call and its subject. Prototypes are set once, here. Linux 6.1 has all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+
+from sandboxd.jail import abi
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result
+
+
+def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2): opens `path` below `dir_fd` under the RESOLVE_* rules; close-on-exec."""
+    raw = os.fsencode(path)
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    number = _syscall(
+        ctypes.c_long(abi.SYS.OPENAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(raw),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    return _checked(number, f"openat2({raw!r})")
+
+
+def landlock_abi() -> int | None:
+    """Version of the Landlock ABI (landlock(7)); None where the kernel has none."""
+    number = _syscall(
+        ctypes.c_long(abi.SYS.LANDLOCK_CREATE_RULESET),
+        ctypes.c_void_p(None),
+        ctypes.c_size_t(0),
+        ctypes.c_uint32(abi.LANDLOCK_CREATE_RULESET_VERSION),
+    )
+    return int(number) if number > 0 else None
+
+
+def reconfigure_mount(mount_fd: int, options: dict[str, str]) -> None:
+    """fspick(2) and fsconfig(2): changes a filesystem's options through a descriptor of one of its mounts."""
+    context = _checked(
+        _syscall(
+            ctypes.c_long(abi.SYS.FSPICK),
+            ctypes.c_int(mount_fd),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(abi.FSPICK_EMPTY_PATH | abi.FSPICK_CLOEXEC),
+        ),
+        "fspick",
+    )
+    try:
+        for key, value in options.items():
+            _fsconfig(context, abi.FSCONFIG_SET_STRING, key.encode(), value.encode())
+        _fsconfig(context, abi.FSCONFIG_CMD_RECONFIGURE, None, None)
+    finally:
+        os.close(context)
+
+
+def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    number = _syscall(
+        ctypes.c_long(abi.SYS.FSCONFIG),
+        ctypes.c_int(context),
+        ctypes.c_uint(command),
+        ctypes.c_char_p(key),
+        ctypes.c_char_p(value),
+        ctypes.c_int(0),
+    )
+    _checked(number, f"fsconfig({(key or b'reconfigure').decode()})")
+
+
+def sealed_memfd(name: str, content: bytes, *, executable: bool = False) -> int:
+    """memfd_create(2) with `content`, sealed against every change; the caller owns the descriptor.
+
+    Not executable unless asked for, where the kernel can say so (MFD_NOEXEC_SEAL, Linux 6.3).
+    """
+    flags = abi.MFD_CLOEXEC | abi.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | (abi.MFD_EXEC if executable else abi.MFD_NOEXEC_SEAL))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create(name, flags)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        seals = abi.F_SEAL_SEAL | abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
+        fcntl.fcntl(fd, abi.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
