@@ -9,6 +9,7 @@ A program's outcome is a value (`sandboxd.result`), never an exception. What rem
         ├── StepError           a step of a sandbox's plan failed: step, subject, errno
         ├── HostError           the host lacks something sandboxd must have: name and remedy
         ├── LauncherUnavailable no launcher answers, or it went away in the middle of a job
+        ├── StoreUnavailable    Redis does not answer, or refuses to store
         └── ProtocolError       a peer sent something that the protocol does not allow
 """
 
@@ -67,6 +68,10 @@ class HostError(InternalError):
 
 class LauncherUnavailable(InternalError):
     """No launcher listens on the instance's socket, or it went away in the middle of a job."""
+
+
+class StoreUnavailable(InternalError):
+    """Redis does not answer, is still loading, or is out of memory: a client may try again later."""
 
 
 class ProtocolError(InternalError):

@@ -1,0 +1,45 @@
+"""Logging, set up once by each entry point: structlog on standard error, for people or as one JSON object a line.
+
+A payload's bytes are never logged: what a program prints is its own, may be secret and may contain escape sequences.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+
+class _Component:
+    """Adds the component's name: a processor, not a context variable, so that every thread's lines carry it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(
+        self, _logger: structlog.types.WrappedLogger, _method: str, event: structlog.types.EventDict
+    ) -> structlog.types.EventDict:
+        event["component"] = self._name
+        return event
+
+
+def configure(component: str, *, level: str = "info", json: bool = False) -> None:
+    """Set up structlog for this process; `component` (`api`, `worker`, ...) is part of each line."""
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            _Component(component),
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
