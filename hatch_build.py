@@ -15,8 +15,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCES = "sandboxd/jail/init"
 BINARY = "sandboxd/jail/init/sandboxd-init"
 
-# -O2 is what _FORTIFY_SOURCE needs. Static: inside the sandbox's root there may be no libc. PIE and full RELRO: a bug in PID 1
-# must not find its own code and tables at known, writable addresses.
+# -O2 is what _FORTIFY_SOURCE needs. Static: inside the sandbox's root there may be no libc. PIE and full RELRO: a bug
+# in PID 1 must not find its own code and tables at known, writable addresses.
 CFLAGS = (
     "-std=c17 -O2 -Wall -Wextra -Werror -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -D_GNU_SOURCE -fstack-protector-strong "
     "-fstack-clash-protection -fno-strict-aliasing -fPIE"
