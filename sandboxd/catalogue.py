@@ -52,6 +52,8 @@ class PolicyInfo(Struct, kw_only=True):
     description: str
     digest: str
     network: str
+    image: str = "host"
+    """Used when a job names none."""
     output_kill_factor: int
     """The job is ended when a stream reaches this many times `output_bytes`."""
     defaults: Limits

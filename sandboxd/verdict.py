@@ -1,0 +1,206 @@
+"""From recorded facts to a verdict and a sentence: pure functions, tested as a table.
+
+In order of precedence: our fault; the memory limit; CPU time, wall time and output (we ended it for that reason, or the measured
+value is above the limit at the end); a full disk; a signal; an exit status other than 0; ok.
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+import signal as signals
+from collections.abc import Sequence
+
+from sandboxd.policy.units import describe_bytes
+from sandboxd.result import Ending, Facts, Verdict
+from sandboxd.spec import NANOSECONDS, Limits, Struct
+
+# A failing execve that says something about the job's command; any other errno says something about us.
+NOT_FOUND = (errno_names.ENOENT, errno_names.ENOTDIR)
+NOT_EXECUTABLE = (errno_names.EACCES, errno_names.ENOEXEC, errno_names.ELOOP, errno_names.E2BIG)
+EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE = 127, 126
+
+_EXEC_REASONS = {
+    errno_names.ENOENT: "the program, or the interpreter that it names, does not exist",
+    errno_names.ENOTDIR: "a part of the program's path is not a folder",
+    errno_names.EACCES: "the program is not executable",
+    errno_names.ENOEXEC: "the program is in no format that can be run (a script needs a first line like #!/usr/bin/python3)",
+    errno_names.ELOOP: "the program's path has too many symbolic links",
+    errno_names.E2BIG: "the arguments and the environment are too big",
+}
+
+_SIGNAL_REASONS = {
+    signals.SIGSEGV: "it touched memory that it may not touch",
+    signals.SIGBUS: "it touched memory that is not there",
+    signals.SIGFPE: "an arithmetic error, such as an integer division by zero",
+    signals.SIGILL: "an illegal instruction",
+    signals.SIGABRT: "it aborted itself, as after a failed assertion or an uncaught exception",
+    signals.SIGSYS: "it made a system call that is forbidden",
+    signals.SIGPIPE: "it wrote to a pipe that nobody reads",
+    signals.SIGTRAP: "a breakpoint or a trap",
+}
+
+
+class Judgement(Struct, kw_only=True):
+    """How a stage, or a job, ended. `exit_code` and `signal` are what a client is shown: at most one of them is there."""
+
+    verdict: Verdict
+    reason: str
+    """One sentence that a student understands, with the numbers."""
+    exit_code: int | None = None
+    signal: str | None = None
+    """`SIGSEGV`."""
+
+
+def decide(facts: Facts, limits: Limits, *, output_kill_factor: int | None = None) -> Judgement:
+    """The verdict on one stage. With the policy's `output_kill_factor` a program that wrote too much and ended before it could be
+    killed is judged like one that was killed.
+
+    Raises:
+        ValueError: the stage was cancelled: it has no verdict.
+    """
+    if facts.ending is Ending.CANCELLED:
+        raise ValueError("a cancelled stage has no verdict")
+    verdict, reason = (
+        _ended_by_memory(facts, limits)
+        or _our_fault(facts)
+        or _ended_by_time(facts, limits)
+        or _ended_by_output(facts, limits, output_kill_factor)
+        or _ended_by_disk(facts, limits)
+        or _ended_by_itself(facts, limits)
+    )
+    if verdict is Verdict.INTERNAL_ERROR:
+        return Judgement(verdict=verdict, reason=reason)
+    code = _exec_exit_code(facts.exec_errno) if facts.exec_errno is not None else facts.exit_code
+    name = None if facts.signal is None else signal_name(facts.signal)
+    return Judgement(verdict=verdict, reason=reason, exit_code=code, signal=name)
+
+
+def decide_job(stages: Sequence[tuple[str, Judgement]]) -> Judgement:
+    """The verdict on a job from those of its stages, (name, judgement) in the order they ran; there is at least one.
+
+    A compile stage that ends in anything but `ok` makes the job `compile_error`, unless the fault was ours; the stage's own
+    verdict says which it was. Otherwise the last stage decides.
+    """
+    name, last = stages[-1]
+    if name == "compile" and last.verdict not in (Verdict.OK, Verdict.INTERNAL_ERROR):
+        if last.verdict is Verdict.RUNTIME_ERROR:
+            reason = f"the program does not compile: the compiler ended with exit status {last.exit_code}"
+        else:
+            reason = f"the program does not compile: the compiler was {last.reason}"
+        return Judgement(verdict=Verdict.COMPILE_ERROR, reason=reason, exit_code=last.exit_code, signal=last.signal)
+    return last
+
+
+def signal_name(number: int) -> str:
+    """`SIGSEGV`, `SIGRTMIN+3`, and for a number without a name `SIG99`."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        if signals.SIGRTMIN < number < signals.SIGRTMAX:
+            return f"SIGRTMIN+{number - signals.SIGRTMIN}"
+        return f"SIG{number}"
+
+
+_Row = tuple[Verdict, str] | None
+
+
+def _ended_by_memory(facts: Facts, limits: Limits) -> _Row:
+    """Before our own fault: when the job's limit struck init, or a step of the set-up (its inputs count too), we did nothing wrong."""
+    if facts.oom_kills > 0 and facts.own_limit_hit:
+        return Verdict.MEMORY_EXCEEDED, f"killed when it needed more than its {describe_bytes(limits.memory_bytes)} of memory"
+    return None
+
+
+def _our_fault(facts: Facts) -> _Row:
+    reason = None
+    if facts.oom_kills > 0 or facts.ending is Ending.OOM:
+        reason = "the host ran short of memory; the job was below its own limit"
+    elif facts.failure is not None and not (facts.disk_full and facts.failure.errno == errno_names.ENOSPC):
+        reason = f"the sandbox could not be set up: {facts.failure.step} failed with {_errno_name(facts.failure.errno)}"
+    elif facts.init_died:
+        reason = "the sandbox itself died"
+    elif facts.exec_errno is not None and facts.exec_errno not in NOT_FOUND + NOT_EXECUTABLE:
+        reason = f"the program could not be started: execve failed with {_errno_name(facts.exec_errno)}"
+    elif facts.failure is None and facts.exec_errno is None and facts.ending is Ending.NONE:
+        if (facts.exit_code is None) == (facts.signal is None):
+            reason = "the program's end was not seen"
+    return None if reason is None else (Verdict.INTERNAL_ERROR, reason)
+
+
+def _ended_by_time(facts: Facts, limits: Limits) -> _Row:
+    for verdict, ending, used, limit, what in (
+        (Verdict.CPU_TIME_EXCEEDED, Ending.CPU_TIME, facts.cpu_time_ns, limits.cpu_time_ns, " of CPU"),
+        (Verdict.WALL_TIME_EXCEEDED, Ending.WALL_TIME, facts.wall_time_ns, limits.wall_time_ns, ""),
+    ):
+        if facts.ending is ending:
+            return verdict, f"killed after {_seconds(used, limit)}{what}; the limit is {_seconds(limit)}"
+        if used > limit:
+            did = "used" if what else "took"
+            return verdict, f"{did} {_seconds(used, limit)}{what}; the limit is {_seconds(limit)}"
+    return None
+
+
+def _ended_by_output(facts: Facts, limits: Limits, output_kill_factor: int | None) -> _Row:
+    stream, written = max(("stdout", facts.stdout_bytes), ("stderr", facts.stderr_bytes), key=lambda pair: pair[1])
+    bound = None if output_kill_factor is None else output_kill_factor * limits.output_bytes
+    if facts.ending is not Ending.OUTPUT and (bound is None or written <= bound):
+        return None
+    did = "killed after it wrote" if facts.ending is Ending.OUTPUT else "wrote"
+    allowed = f"; at most {describe_bytes(bound)} are allowed" if bound is not None else ""
+    return (
+        Verdict.OUTPUT_EXCEEDED,
+        f"{did} {describe_bytes(written)} to {stream}{allowed}, of which {describe_bytes(limits.output_bytes)} are kept",
+    )
+
+
+def _ended_by_disk(facts: Facts, limits: Limits) -> _Row:
+    if not facts.disk_full or (facts.exit_code == 0 and facts.failure is None):
+        return None
+    size = describe_bytes(limits.disk_bytes)
+    if facts.failure is not None:
+        return Verdict.DISK_EXCEEDED, f"the job's files do not fit into its {size} of disk"
+    return Verdict.DISK_EXCEEDED, f"it filled its {size} of disk and {_end(facts)}"
+
+
+def _ended_by_itself(facts: Facts, limits: Limits) -> tuple[Verdict, str]:
+    if facts.exec_errno is not None:
+        code = _exec_exit_code(facts.exec_errno)
+        return Verdict.RUNTIME_ERROR, f"{_EXEC_REASONS[facts.exec_errno]} ({_errno_name(facts.exec_errno)}; exit status {code})"
+    if facts.signal is not None:
+        why = _SIGNAL_REASONS.get(signals.Signals(facts.signal)) if facts.signal in iter(signals.Signals) else None
+        if facts.signal == signals.SIGXFSZ:
+            why = f"it wrote a file larger than {describe_bytes(limits.file_size_bytes)}"
+        return Verdict.SIGNALLED, f"ended by {signal_name(facts.signal)}" + (f": {why}" if why else "")
+    if facts.exit_code:
+        return Verdict.RUNTIME_ERROR, f"ended with exit status {facts.exit_code}"
+    return Verdict.OK, "ended with exit status 0"
+
+
+def _end(facts: Facts) -> str:
+    if facts.exec_errno is not None:
+        return "could not be started"
+    if facts.signal is not None:
+        return f"was ended by {signal_name(facts.signal)}"
+    return f"ended with exit status {facts.exit_code}"
+
+
+def _exec_exit_code(errno: int) -> int:
+    return EXIT_NOT_FOUND if errno in NOT_FOUND else EXIT_NOT_EXECUTABLE
+
+
+def _errno_name(errno: int) -> str:
+    return f"{errno_names.errorcode.get(errno, str(errno))}, {os.strerror(errno)}"
+
+
+def _seconds(value_ns: int, limit_ns: int | None = None) -> str:
+    """`2.01 s`; with as many digits as it takes to be told from the limit."""
+    text = f"{value_ns / NANOSECONDS:.2f}".rstrip("0").rstrip(".")
+    if limit_ns is None or value_ns <= limit_ns:
+        exact = f"{value_ns / NANOSECONDS:.9f}".rstrip("0").rstrip(".")
+        return f"{exact} s" if limit_ns is None else f"{text} s"
+    for digits in range(2, 10):
+        text, limit = f"{value_ns / NANOSECONDS:.{digits}f}", f"{limit_ns / NANOSECONDS:.{digits}f}"
+        if text != limit:
+            break
+    return f"{text} s"
