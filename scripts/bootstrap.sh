@@ -3,7 +3,7 @@
 # No service is started and none is left enabled: sandboxd runs a Redis of its own.
 set -euo pipefail
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'sandboxd: %s\n' "$*" >&2; exit 1; }
 have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 

@@ -8,7 +8,7 @@ prefix=${1:-/opt/sandboxd}
 lock=requirements/${2:-runtime}.lock
 sources=(pyproject.toml hatch_build.py README.md LICENSE sandboxd workers policies)
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'sandboxd: %s\n' "$*" >&2; exit 1; }
 
 [ "$EUID" -eq 0 ] || die "install.sh needs root: scripts/as-root scripts/install.sh"
@@ -27,9 +27,8 @@ if [ -e "$prefix" ] && [ ! -e "$prefix/.installed-by-sandboxd" ] && [ -n "$(ls -
     die "$prefix exists and was not made by this script: remove it or choose another PREFIX"
 fi
 mkdir -p "$(dirname "$prefix")"
-exec 9>"$prefix.lock"
-flock 9   # two installations of one prefix would spoil each other
-trap 'rm -f "$prefix.lock"' EXIT
+exec 9<"$(dirname "$prefix")"
+flock 9   # two installations at once would spoil each other
 
 requirements_hash=$({ /usr/bin/python3 -VV; cat "$lock"; } | sha256sum)
 sources_hash=$({ gcc --version; echo "$requirements_hash"
@@ -49,7 +48,7 @@ if [ "$(cat "$prefix/.installed-sources" 2>/dev/null)" != "$sources_hash" ]; the
     say "installing sandboxd into $prefix"
     rm -f "$prefix/.installed-sources"
     scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch" "$prefix.lock"' EXIT
+    trap 'rm -rf "$scratch"' EXIT
     # A copy, so that root leaves nothing in the checkout and nobody changes a file between compiler and wheel.
     tar -c --exclude=__pycache__ --exclude=sandboxd-init "${sources[@]}" | tar -x -C "$scratch" --no-same-owner
     "$prefix/bin/python" -m pip install --quiet --no-deps --no-index --no-build-isolation --force-reinstall "$scratch"
