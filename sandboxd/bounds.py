@@ -1,6 +1,6 @@
-"""The bounds of what a client may send: paths, arguments, environment. Used by the API at its border and again by the launcher.
+"""The bounds of what a client may send: paths, arguments, environment. Checked by the API and again by the launcher.
 
-Lengths are in bytes of UTF-8. Text that UTF-8 cannot carry (lone surrogates) and NUL, which the kernel cannot carry, are refused.
+Lengths are bytes of UTF-8. What UTF-8 cannot carry (lone surrogates) and what the kernel cannot (NUL) is refused.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ STAGE_FILES_MAX = 2 * FILES_MAX
 
 
 def check_files(files: Sequence[InputFile], field: str = "files", *, maximum: int = FILES_MAX) -> None:
-    """Raises InputError for too many files, a path that `check_path` refuses, two files of one path, or a file that is another's
-    folder."""
+    """Raises InputError for too many files, a bad path, two files of one path, or a file that is another's folder."""
     if len(files) > maximum:
         raise InputError(field, f"must have at most {maximum} files, not {len(files)}")
     seen: dict[str, int] = {}
@@ -92,7 +91,7 @@ def check_argv(argv: Sequence[str], field: str = "command", *, maximum: int = AR
 
 
 def check_env(env: Mapping[str, str], field: str = "env") -> None:
-    """Raises InputError for too many variables, a name that is empty or has `=` or NUL, or an entry that is too long."""
+    """Raises InputError for too many variables, a name that is empty or has `=` or NUL, or too long an entry."""
     if len(env) > ENV_MAX:
         raise InputError(field, f"must have at most {ENV_MAX} entries, not {len(env)}")
     for name, value in env.items():

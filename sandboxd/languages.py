@@ -1,7 +1,8 @@
-"""Languages: TOML in, values out, and what a job of a language runs. Adding a language is one file in `policies/languages/`.
+"""Languages: TOML in, values out, and what a job of a language runs. A new language is one file, and no code.
 
-A definition says how sources are compiled and run and which tools of the image that takes; the launcher turns it into an offered
-`catalogue.Language` once the tools were found and the version was asked inside a sandbox. `plan_stages` turns a job into stages.
+A definition says how sources are compiled and run and which tools of the image that takes; the launcher turns it into
+an offered `catalogue.Language` once the tools were found and the version was asked inside a sandbox. `plan_stages`
+turns a job into stages.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _NAME = re.compile(r"[a-z][a-z0-9+#-]{0,31}")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
-class Version(Struct, kw_only=True):
-    """How the version is asked: `command` is run in a sandbox, the first group of `pattern` in its output is the version."""
+class Version(Struct, frozen=True, kw_only=True):
+    """How the version is asked: `command` runs in a sandbox, the first group of `pattern` in its output is it."""
 
     command: tuple[str, ...]
     pattern: str
@@ -42,7 +43,7 @@ class Version(Struct, kw_only=True):
         return found[1] if found else None
 
 
-class LanguageDefinition(Struct, kw_only=True):
+class LanguageDefinition(Struct, frozen=True, kw_only=True):
     """One file of `policies/languages/`, checked. Limits are internal names and units."""
 
     name: str
@@ -61,14 +62,14 @@ class LanguageDefinition(Struct, kw_only=True):
     self_test: SelfTest
 
 
-class _StageFile(Struct, kw_only=True):
+class _StageFile(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
-    env: dict[str, str] = {}
-    limits: dict[str, float | int] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    limits: dict[str, float | int] = msgspec.field(default_factory=dict)
     collect: tuple[str, ...] = ()
 
 
-class _LanguageFile(Struct, kw_only=True):
+class _LanguageFile(Struct, frozen=True, kw_only=True):
     title: str
     source_name: str
     tools: tuple[str, ...] = ()
@@ -103,7 +104,9 @@ def _definition(path: Path) -> LanguageDefinition:
         for key in ("tools", "warm"):
             for number, value in enumerate(getattr(file, key)):
                 if not value.startswith("/usr/") or ".." in value.split("/"):
-                    raise InputError(f"{key}[{number}]", "must be an absolute path below /usr: languages are looked up there alone")
+                    raise InputError(
+                        f"{key}[{number}]", "must be an absolute path below /usr: languages are looked up there alone"
+                    )
         for number, value in enumerate(file.etc):
             check_path(value, f"etc[{number}]")
         if file.version is not None:
@@ -171,8 +174,9 @@ def offered(definition: LanguageDefinition, version: str, image: str) -> Languag
 def plan_stages(job: JobRequest, catalogue: Catalogue) -> tuple[StageSpec, ...]:
     """The stages of a job, complete: the compile stage where the language has one, then the run stage.
 
-    The run stage's files are the job's; what the compile stage leaves is added with `with_outputs` when it has ended. A stage's
-    `env` is the language's and over it the request's; the launcher puts the usual variables (`PATH`, `HOME` ...) below.
+    The run stage's files are the job's; what the compile stage leaves is added with `with_outputs` when it has ended.
+    A stage's `env` is the language's and over it the request's; the launcher puts the usual variables (`PATH`, `HOME`
+    ...) below.
 
     Raises:
         InputError: whatever is wrong with the request, by the field that a client wrote.
@@ -198,10 +202,16 @@ def _plan_command(job: JobRequest, command: tuple[str, ...], catalogue: Catalogu
     _check_fit(job.files, limits, "limits")
     return (
         StageSpec(
-            name="run", policy=policy.name, image=image, argv=command + job.args, env=job.env, limits=limits,
-            files=job.files, stdin=job.stdin,
+            name="run",
+            policy=policy.name,
+            image=image,
+            argv=command + job.args,
+            env=job.env,
+            limits=limits,
+            files=job.files,
+            stdin=job.stdin,
         ),
-    )  # fmt: skip
+    )
 
 
 def _plan_language(job: JobRequest, language: Language, catalogue: Catalogue) -> tuple[StageSpec, ...]:
@@ -209,7 +219,9 @@ def _plan_language(job: JobRequest, language: Language, catalogue: Catalogue) ->
     if job.image is not None and catalogue.image(job.image).name != language.image:
         raise InputError("image", f"language {language.name!r} is offered in image {language.image!r} alone")
     if not job.files:
-        raise InputError("files", f"language {language.name!r} needs a source: its main file is {language.source_name!r}")
+        raise InputError(
+            "files", f"language {language.name!r} needs a source: its main file is {language.source_name!r}"
+        )
     main = main_file(job.files, language.source_name)
     stages: list[StageSpec] = []
     if language.compile is not None:
@@ -225,21 +237,36 @@ def _plan_language(job: JobRequest, language: Language, catalogue: Catalogue) ->
     _check_fit(files, limits, "limits")
     stages.append(
         StageSpec(
-            name="run", policy=policy.name, image=language.image, argv=argv + job.args, env={**language.run.env, **job.env},
-            limits=limits, files=files, stdin=job.stdin,
-        )  # fmt: skip
+            name="run",
+            policy=policy.name,
+            image=language.image,
+            argv=argv + job.args,
+            env={**language.run.env, **job.env},
+            limits=limits,
+            files=files,
+            stdin=job.stdin,
+        )
     )
     return tuple(stages)
 
 
-def _compile_stage(job: JobRequest, language: Language, stage: Stage, main: InputFile, catalogue: Catalogue) -> StageSpec:
+def _compile_stage(
+    job: JobRequest, language: Language, stage: Stage, main: InputFile, catalogue: Catalogue
+) -> StageSpec:
     policy = catalogue.policy(COMPILE_POLICY)
     limits = effective_limits(policy, stage.limits, job.compile_limits, field="compile_limits")
     _check_fit(job.files, limits, "compile_limits")
     return StageSpec(
-        name="compile", policy=policy.name, image=language.image, argv=_expand(stage.command, main.path, limits, catalogue.cpus),
-        env=stage.env, limits=limits, files=job.files, stdin=b"", collect=stage.collect,
-    )  # fmt: skip
+        name="compile",
+        policy=policy.name,
+        image=language.image,
+        argv=_expand(stage.command, main.path, limits, catalogue.cpus),
+        env=stage.env,
+        limits=limits,
+        files=job.files,
+        stdin=b"",
+        collect=stage.collect,
+    )
 
 
 def main_file(files: Sequence[InputFile], source_name: str) -> InputFile:
@@ -248,7 +275,8 @@ def main_file(files: Sequence[InputFile], source_name: str) -> InputFile:
 
 
 def with_outputs(stage: StageSpec, outputs: Sequence[InputFile]) -> StageSpec:
-    """The run stage with what the compile stage left. An output wins over an input of the same path, or above or below it.
+    """The run stage with what the compile stage left. An output wins over an input of the same path, or above or
+    below it.
 
     Raises:
         InputError: more files than a stage may have.
@@ -276,7 +304,7 @@ def _expand(command: tuple[str, ...], source: str, limits: Limits, cpus: int) ->
 
 
 def _check_fit(files: Sequence[InputFile], limits: Limits, field: str) -> None:
-    """The job's files are copied into the write layer before the program starts: one that cannot hold them is a mistake."""
+    """The job's files are copied into the write layer before the program starts; it must be able to hold them."""
     folders = {file.path[:end] for file in files for end in range(len(file.path)) if file.path[end] == "/"}
     need = sum(_PAGE_BYTES * -(-len(file.content) // _PAGE_BYTES) for file in files)
     inodes = len(files) + len(folders)
@@ -289,4 +317,7 @@ def _check_fit(files: Sequence[InputFile], limits: Limits, field: str) -> None:
     too_big = next((number for number, file in enumerate(files) if len(file.content) > limits.file_size_bytes), None)
     if too_big is not None:
         size = len(files[too_big].content)
-        raise InputError(f"files[{too_big}].content", f"is {size} bytes long, above the limit file_size_bytes of {limits.file_size_bytes}")
+        raise InputError(
+            f"files[{too_big}].content",
+            f"is {size} bytes long, above the limit file_size_bytes of {limits.file_size_bytes}",
+        )

@@ -1,7 +1,7 @@
 """From recorded facts to a verdict and a sentence: pure functions, tested as a table.
 
-In order of precedence: our fault; the memory limit; CPU time, wall time and output (we ended it for that reason, or the measured
-value is above the limit at the end); a full disk; a signal; an exit status other than 0; ok.
+In order of precedence: our fault; the memory limit; CPU time, wall time and output (we ended it for that reason, or
+the measured value is above the limit at the end); a full disk; a signal; an exit status other than 0; ok.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _EXEC_REASONS = {
     errno_names.ENOENT: "the program, or the interpreter that it names, does not exist",
     errno_names.ENOTDIR: "a part of the program's path is not a folder",
     errno_names.EACCES: "the program is not executable",
-    errno_names.ENOEXEC: "the program is in no format that can be run (a script needs a first line like #!/usr/bin/python3)",
+    errno_names.ENOEXEC: "the program is in no format that can be run (a script begins with #! and its interpreter)",
     errno_names.ELOOP: "the program's path has too many symbolic links",
     errno_names.E2BIG: "the arguments and the environment are too big",
 }
 
-_SIGNAL_REASONS = {
+_SIGNAL_REASONS: dict[int, str] = {
     signals.SIGSEGV: "it touched memory that it may not touch",
     signals.SIGBUS: "it touched memory that is not there",
     signals.SIGFPE: "an arithmetic error, such as an integer division by zero",
@@ -41,8 +41,8 @@ _SIGNAL_REASONS = {
 }
 
 
-class Judgement(Struct, kw_only=True):
-    """How a stage, or a job, ended. `exit_code` and `signal` are what a client is shown: at most one of them is there."""
+class Judgement(Struct, frozen=True, kw_only=True):
+    """How a stage, or a job, ended. `exit_code` and `signal` are what a client is shown, at most one of them."""
 
     verdict: Verdict
     reason: str
@@ -53,8 +53,8 @@ class Judgement(Struct, kw_only=True):
 
 
 def decide(facts: Facts, limits: Limits, *, output_kill_factor: int | None = None) -> Judgement:
-    """The verdict on one stage. With the policy's `output_kill_factor` a program that wrote too much and ended before it could be
-    killed is judged like one that was killed.
+    """The verdict on one stage. With the policy's `output_kill_factor` a program that wrote too much and ended before
+    it could be killed is judged like one that was killed.
 
     Raises:
         ValueError: the stage was cancelled: it has no verdict.
@@ -79,8 +79,8 @@ def decide(facts: Facts, limits: Limits, *, output_kill_factor: int | None = Non
 def decide_job(stages: Sequence[tuple[str, Judgement]]) -> Judgement:
     """The verdict on a job from those of its stages, (name, judgement) in the order they ran; there is at least one.
 
-    A compile stage that ends in anything but `ok` makes the job `compile_error`, unless the fault was ours; the stage's own
-    verdict says which it was. Otherwise the last stage decides.
+    A compile stage that ends in anything but `ok` makes the job `compile_error`, unless the fault was ours; the
+    stage's own verdict says which it was. Otherwise the last stage decides.
     """
     name, last = stages[-1]
     if name == "compile" and last.verdict not in (Verdict.OK, Verdict.INTERNAL_ERROR):
@@ -106,9 +106,12 @@ _Row = tuple[Verdict, str] | None
 
 
 def _ended_by_memory(facts: Facts, limits: Limits) -> _Row:
-    """Before our own fault: when the job's limit struck init, or a step of the set-up (its inputs count too), we did nothing wrong."""
+    """Before our own fault: where the job's own limit struck init or a step of the set-up, we did nothing wrong."""
     if facts.oom_kills > 0 and facts.own_limit_hit:
-        return Verdict.MEMORY_EXCEEDED, f"killed when it needed more than its {describe_bytes(limits.memory_bytes)} of memory"
+        return (
+            Verdict.MEMORY_EXCEEDED,
+            f"killed when it needed more than its {describe_bytes(limits.memory_bytes)} of memory",
+        )
     return None
 
 
@@ -150,7 +153,7 @@ def _ended_by_output(facts: Facts, limits: Limits, output_kill_factor: int | Non
     allowed = f"; at most {describe_bytes(bound)} are allowed" if bound is not None else ""
     return (
         Verdict.OUTPUT_EXCEEDED,
-        f"{did} {describe_bytes(written)} to {stream}{allowed}, of which {describe_bytes(limits.output_bytes)} are kept",
+        f"{did} {describe_bytes(written)} to {stream}{allowed}; {describe_bytes(limits.output_bytes)} are kept",
     )
 
 
@@ -166,9 +169,12 @@ def _ended_by_disk(facts: Facts, limits: Limits) -> _Row:
 def _ended_by_itself(facts: Facts, limits: Limits) -> tuple[Verdict, str]:
     if facts.exec_errno is not None:
         code = _exec_exit_code(facts.exec_errno)
-        return Verdict.RUNTIME_ERROR, f"{_EXEC_REASONS[facts.exec_errno]} ({_errno_name(facts.exec_errno)}; exit status {code})"
+        return (
+            Verdict.RUNTIME_ERROR,
+            f"{_EXEC_REASONS[facts.exec_errno]} ({_errno_name(facts.exec_errno)}; exit status {code})",
+        )
     if facts.signal is not None:
-        why = _SIGNAL_REASONS.get(signals.Signals(facts.signal)) if facts.signal in iter(signals.Signals) else None
+        why = _SIGNAL_REASONS.get(facts.signal)
         if facts.signal == signals.SIGXFSZ:
             why = f"it wrote a file larger than {describe_bytes(limits.file_size_bytes)}"
         return Verdict.SIGNALLED, f"ended by {signal_name(facts.signal)}" + (f": {why}" if why else "")

@@ -1,1 +1,1 @@
-"""What a job may do: policies as data, merged so that they only ever tighten, and seccomp profiles compiled from OCI JSON."""
+"""What a job may do: policies that only ever tighten, and seccomp profiles compiled from OCI JSON."""

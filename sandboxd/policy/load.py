@@ -26,7 +26,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _SCALARS = ("image", "network", "seccomp", "output_kill_factor")
 
 
-class _File(Struct, kw_only=True):
+class _File(Struct, frozen=True, kw_only=True):
     """A policy as written; what is absent comes from `base`."""
 
     description: str
@@ -35,12 +35,12 @@ class _File(Struct, kw_only=True):
     network: Network | None = None
     seccomp: str | None = None
     output_kill_factor: int | None = None
-    defaults: dict[str, Any] = {}
-    ceilings: dict[str, Any] = {}
+    defaults: dict[str, Any] = msgspec.field(default_factory=dict)
+    ceilings: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 def policy_folder() -> Path:
-    """The folder of policies, languages and seccomp profiles: SANDBOXD_POLICIES, else what was installed, else the checkout's.
+    """The folder of policies, languages and profiles: SANDBOXD_POLICIES, else the installed one, else the checkout's.
 
     Raises:
         PolicyError: there is none.
@@ -123,12 +123,16 @@ def _build(folder: Path, name: str, file: _File, base: Policy | None) -> Policy:
         scalars[key] = value
     if not 1 <= scalars["output_kill_factor"] <= OUTPUT_KILL_FACTOR_MAX:
         raise PolicyError(f"{source}: output_kill_factor", f"must be between 1 and {OUTPUT_KILL_FACTOR_MAX}")
-    limits = {
-        part: _limits(source, part, getattr(file, part), getattr(base, part, None), provenance)
-        for part in ("ceilings", "defaults")
-    }
+    ceilings = _limits(source, "ceilings", file.ceilings, None if base is None else base.ceilings, provenance)
+    defaults = _limits(source, "defaults", file.defaults, None if base is None else base.defaults, provenance)
     policy = Policy(
-        name=name, description=file.description, digest="", provenance=provenance, **scalars, **limits
+        name=name,
+        description=file.description,
+        digest="",
+        **scalars,
+        ceilings=ceilings,
+        defaults=defaults,
+        provenance=provenance,
     )
     try:
         check_ceilings(policy.defaults, policy, "defaults")
@@ -167,17 +171,20 @@ def _check_tighter(folder: Path, policy: Policy, base: Policy) -> None:
             )
     if policy.output_kill_factor > base.output_kill_factor:
         raise PolicyError(
-            f"{source}: output_kill_factor", f"{policy.output_kill_factor} is wider than the {base.output_kill_factor} of base"
+            f"{source}: output_kill_factor",
+            f"{policy.output_kill_factor} is wider than the {base.output_kill_factor} of base",
         )
     if NETWORKS.index(policy.network) > NETWORKS.index(base.network):
         raise PolicyError(f"{source}: network", f"{policy.network!r} is wider than the {base.network!r} of base")
     if policy.seccomp != base.seccomp:
         wider = seccomp.wider_than(
-            seccomp.load_profile(profile_path(folder, policy.seccomp)), seccomp.load_profile(profile_path(folder, base.seccomp))
+            seccomp.load_profile(profile_path(folder, policy.seccomp)),
+            seccomp.load_profile(profile_path(folder, base.seccomp)),
         )
         if wider:
             raise PolicyError(
-                f"{source}: seccomp", f"{policy.seccomp!r} allows what {base.seccomp!r} of base does not: {', '.join(wider[:5])}"
+                f"{source}: seccomp",
+                f"{policy.seccomp!r} allows what {base.seccomp!r} of base does not: {', '.join(wider[:5])}",
             )
 
 

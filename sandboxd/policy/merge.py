@@ -1,4 +1,4 @@
-"""Limits of one stage: the request's, else the language's default, else the policy's default; never above the policy's ceiling."""
+"""Limits of one stage: the request's, else the language's, else the policy's default; never above the ceiling."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def effective_limits(
 ) -> Limits:
     """The complete limits of a stage. Names and values are internal; errors speak of `field` in edge names and units.
 
-    A language's default above the ceiling is lowered to it (a language cannot know the policy); a request above it is an error.
-    The default of `disk_bytes` shrinks to half of the effective `memory_bytes`, since the write layer lives in memory.
+    A language's default above the ceiling is lowered to it (a language cannot know the policy); a request above it is
+    an error. The default of `disk_bytes` shrinks to half of the effective `memory_bytes`, since the write layer lives
+    in memory.
 
     Raises:
-        InputError: an unknown limit, one above the policy's ceiling, one below `units.SMALLEST`, or `disk_bytes` asked for
-            above half of `memory_bytes`.
+        InputError: an unknown limit, one above the policy's ceiling, one below `units.SMALLEST`, or `disk_bytes` asked
+            for above half of `memory_bytes`.
     """
     for name in requested:
         if name not in LIMIT_NAMES:
@@ -50,8 +51,8 @@ def check_ceilings(limits: Limits, policy: Policy | PolicyInfo, field: str = "li
     """Whether the policy allows these complete limits: what a launcher asks of every request, whoever sent it.
 
     Raises:
-        InputError: names the first limit that is below its least value, above the ceiling or, for `disk_bytes`, above half of
-            `memory_bytes`, and the bound.
+        InputError: names the first limit that is below its least value, above the ceiling or, for `disk_bytes`, above
+            half of `memory_bytes`, and the bound.
     """
     for name in LIMIT_NAMES:
         value: int = getattr(limits, name)
@@ -63,6 +64,6 @@ def check_ceilings(limits: Limits, policy: Policy | PolicyInfo, field: str = "li
     if limits.disk_bytes > limits.memory_bytes // 2:
         raise InputError(
             f"{field}.disk_bytes",
-            f"must be at most half of memory_bytes, since the disk lives in memory: {limits.disk_bytes} is above half of "
-            f"{limits.memory_bytes} ({describe_bytes(limits.memory_bytes // 2)})",
+            f"must be at most half of memory_bytes, since the disk lives in memory: {limits.disk_bytes} is above "
+            f"{limits.memory_bytes // 2} ({describe_bytes(limits.memory_bytes // 2)})",
         )

@@ -13,11 +13,11 @@ Network = Literal["none", "loopback"]
 NETWORKS: tuple[Network, ...] = ("none", "loopback")
 
 
-class Policy(Struct, kw_only=True):
+class Policy(Struct, frozen=True, kw_only=True):
     """One policy, effective: nothing is left to look up in `base`.
 
-    What is not here cannot be chosen: namespaces, the dropped capabilities, Landlock, `no_new_privs` and the absence of core dumps
-    hold for every job.
+    What is not here cannot be chosen: namespaces, the dropped capabilities, Landlock, `no_new_privs` and the absence
+    of core dumps hold for every job.
     """
 
     name: str

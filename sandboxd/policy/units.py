@@ -1,7 +1,7 @@
 """Limits at the edges and inside.
 
-At the edges (HTTP, command line, TOML) times are float seconds and end in `_s`; inside they are integer nanoseconds and end in
-`_ns`. Sizes are integer bytes and counts are integers on both sides.
+At the edges (HTTP, command line, TOML) times are float seconds and end in `_s`; inside they are integer nanoseconds
+and end in `_ns`. Sizes are integer bytes and counts are integers on both sides.
 """
 
 from __future__ import annotations
@@ -113,9 +113,11 @@ def _from_edge(name: str, value: object, field: str) -> int:
 
 def check_range(name: str, number: int, field: str) -> None:
     """Raises InputError when the internal value is outside of what any policy could allow."""
-    largest = _LARGEST["_ns" if name.endswith("_ns") else "_bytes"] if name[-3:] == "_ns" or name[-6:] == "_bytes" else _LARGEST_COUNT
+    largest = next((bound for unit, bound in _LARGEST.items() if name.endswith(unit)), _LARGEST_COUNT)
     if number < SMALLEST[name]:
-        raise InputError(field, f"must be at least {edge_value(name, SMALLEST[name]):.10g}{_readable(name, SMALLEST[name])}")
+        raise InputError(
+            field, f"must be at least {edge_value(name, SMALLEST[name]):.10g}{_readable(name, SMALLEST[name])}"
+        )
     if number > largest:
         raise InputError(field, f"must be at most {edge_value(name, largest):.20g}")
 
