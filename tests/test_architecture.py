@@ -45,6 +45,8 @@ LAYERS: dict[str, int] = {
     "sandboxd.jail.slots": 3,
     # processes: the launcher and who talks to it
     "sandboxd.jail.client": 4,
+    "sandboxd.jail.collect": 3,
+    "sandboxd.jail.reports": 3,
     "sandboxd.jail.launcher": 4,
     "sandboxd.jail.protocol": 4,
     "sandboxd.jail.sandbox": 4,

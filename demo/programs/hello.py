@@ -1,0 +1,3 @@
+import sys
+
+print("hello from Python", ".".join(map(str, sys.version_info[:2])))
