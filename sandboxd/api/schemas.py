@@ -1,0 +1,152 @@
+"""The JSON of requests and answers: types and bounds of every field, and the way from a request to `spec.JobRequest`.
+
+Requests are strict: no number for a string, no unknown field. What needs to know what is offered (languages,
+policies, ceilings) is
+checked by `languages.plan_stages` afterwards, with the same names of fields.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandboxd.catalogue import Catalogue
+from sandboxd.config import Settings
+from sandboxd.errors import InputError
+from sandboxd.policy.units import from_edge
+from sandboxd.spec import ARGS_MAX, ENV_MAX, FILES_MAX, InputFile, JobRequest
+
+Encoding = Literal["utf8", "base64"]
+_NAME_MAX = 64
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class LimitsIn(_Request):
+    """Limits of a stage; what is left out comes from the language, then the policy. Ceilings: GET /v1/policies."""
+
+    cpu_time_s: float | None = Field(None, description="CPU time of the program and all its descendants.")
+    wall_time_s: float | None = Field(None, description="Time from start to end.")
+    memory_bytes: int | None = Field(None, description="Memory, with page cache and disk.")
+    processes: int | None = Field(None, description="Processes and threads at once.")
+    output_bytes: int | None = Field(None, description="What is kept of each of stdout and stderr.")
+    file_size_bytes: int | None = Field(None, description="The largest file that can be written.")
+    disk_bytes: int | None = Field(None, description="All files written; at most half of memory_bytes.")
+    open_files: int | None = Field(None, description="File descriptors of a process.")
+    stack_bytes: int | None = Field(None, description="Stack of the main thread.")
+
+
+class FileIn(_Request):
+    """A file in the working directory."""
+
+    path: str = Field(description="Relative, at most 255 bytes and 16 levels, no `..`.")
+    content: str
+    encoding: Encoding = "utf8"
+    executable: bool = False
+
+
+class JobIn(_Request):
+    """A job. Exactly one of `language` and `command`."""
+
+    language: str | None = Field(None, max_length=_NAME_MAX, description="A name from GET /v1/languages.")
+    command: Annotated[list[str], Field(min_length=1, max_length=ARGS_MAX)] | None = None
+    source: str | None = Field(None, description="The one file of a job with a language; excludes `files`.")
+    files: Annotated[list[FileIn], Field(max_length=FILES_MAX)] | None = Field(
+        None, description="The main file is the one named as the language's `source_name`, else the first."
+    )
+    stdin: str = ""
+    stdin_encoding: Encoding = "utf8"
+    args: Annotated[list[str], Field(max_length=ARGS_MAX)] = Field([], description="Appended to the run command.")
+    env: Annotated[dict[str, str], Field(max_length=ENV_MAX)] = {}
+    policy: str = Field("default", max_length=_NAME_MAX, description="A name from GET /v1/policies.")
+    image: str | None = Field(None, max_length=_NAME_MAX, description="A name from GET /v1/images.")
+    limits: LimitsIn | None = None
+    compile_limits: LimitsIn | None = None
+
+
+class WaitQuery(BaseModel):
+    """How long the answer may wait for the job's end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = Field(
+        0.0, description="Seconds to wait for the job's end, at most 60."
+    )
+
+
+class NoQuery(BaseModel):
+    """No parameter is known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobPath(BaseModel):
+    job_id: str
+
+
+def to_job(body: JobIn, settings: Settings, catalogue: Catalogue) -> JobRequest:
+    """The job in internal units. Raises InputError naming the field and its bound."""
+    if (body.language is None) == (body.command is None):
+        raise InputError("language", "exactly one of language and command must be given")
+    return JobRequest(
+        language=body.language,
+        command=None if body.command is None else tuple(body.command),
+        files=_files(body, settings, catalogue),
+        stdin=_stdin(body, settings),
+        args=tuple(body.args),
+        env=body.env,
+        policy=body.policy,
+        image=body.image,
+        limits=_limits(body.limits, "limits"),
+        compile_limits=_limits(body.compile_limits, "compile_limits"),
+    )
+
+
+def _files(body: JobIn, settings: Settings, catalogue: Catalogue) -> tuple[InputFile, ...]:
+    if body.source is None:
+        files = body.files or []
+        if len(files) > settings.files_max:
+            raise InputError("files", f"must have at most {settings.files_max} entries")
+        return tuple(
+            InputFile(
+                path=file.path,
+                content=_decode(file.content, file.encoding, f"files[{number}].content"),
+                executable=file.executable,
+            )
+            for number, file in enumerate(files)
+        )
+    if body.files is not None:
+        raise InputError("source", "excludes files: send one of the two")
+    if body.language is None:
+        raise InputError("source", "needs a language")
+    content = body.source.encode("utf-8")
+    if len(content) > settings.source_max_bytes:
+        raise InputError("source", f"must be at most {settings.source_max_bytes} bytes in UTF-8")
+    return (InputFile(path=catalogue.language(body.language).source_name, content=content),)
+
+
+def _stdin(body: JobIn, settings: Settings) -> bytes:
+    stdin = _decode(body.stdin, body.stdin_encoding, "stdin")
+    if len(stdin) > settings.stdin_max_bytes:
+        raise InputError("stdin", f"must be at most {settings.stdin_max_bytes} bytes")
+    return stdin
+
+
+def _decode(text: str, encoding: Encoding, field: str) -> bytes:
+    if encoding == "utf8":
+        return text.encode("utf-8")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(field, "is not base64 (RFC 4648, with padding)") from None
+
+
+def _limits(limits: LimitsIn | None, field: str) -> dict[str, int]:
+    if limits is None:
+        return {}
+    return from_edge(limits.model_dump(exclude_none=True), field)
