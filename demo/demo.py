@@ -30,6 +30,8 @@ from rich.text import Text
 
 PROGRAMS = Path(__file__).parent / "programs"
 INSTANCE = f"demo-{os.getpid()}"
+PREFIX = ("/usr/bin/setpriv", "--pdeathsig=TERM", "--")
+"""The service ends as if asked to should this process be killed."""
 READY_S = 120
 MIB = 1024 * 1024
 
@@ -105,9 +107,8 @@ def service(state_root: Path) -> Iterator[Service]:
     log_path = state_root / "serve.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            # It ends as on Ctrl-C should this process be killed; a session of its own, so that Ctrl-C comes from here.
-            ["/usr/bin/setpriv", "--pdeathsig=TERM", "--", sys.executable, "-I", "-m", "sandboxd"]
-            + ["serve", "--instance", INSTANCE, "--port", str(port)],
+            # A session of its own: Ctrl-C in the terminal comes here, and from here SIGTERM goes there.
+            [*PREFIX, sys.executable, "-I", "-m", "sandboxd", "serve", "--instance", INSTANCE, "--port", str(port)],
             env={**os.environ, "SANDBOXD_STATE_ROOT": str(state_root)},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -20,6 +20,7 @@ from typing import NoReturn
 from sandboxd.errors import HostError
 
 _ALREADY_TRIED = "SANDBOXD_IN_SCOPE"
+_UNITS = (".service", ".scope", ".slice")
 _ATTRIBUTES = ("trusted.delegate", "user.delegate")
 
 
@@ -61,17 +62,19 @@ def own_cgroup(proc_cgroup: str) -> Path | None:
 
 
 def is_delegated(cgroup: Path | None) -> bool:
-    """Whether systemd marked this cgroup, or one above it, as delegated."""
-    if cgroup is None:
+    """Whether the systemd unit that this cgroup belongs to is delegated to its processes."""
+    unit = next((folder for folder in (cgroup, *cgroup.parents) if folder.suffix in _UNITS), None) if cgroup else None
+    # user@UID.service is delegated to the user's own systemd: what is right below it is that one's to manage.
+    if unit is None or unit.suffix == ".slice" or unit.name.startswith("user@"):
         return False
-    for folder in (cgroup, *cgroup.parents):
-        for attribute in _ATTRIBUTES:
-            try:
-                if os.getxattr(folder, attribute) == b"1":
-                    return True
-            except OSError:
-                continue
-    return False
+    return any(_is_marked(unit, attribute) for attribute in _ATTRIBUTES)
+
+
+def _is_marked(folder: Path, attribute: str) -> bool:
+    try:
+        return os.getxattr(folder, attribute) == b"1"
+    except OSError:
+        return False
 
 
 def _reexecute(arguments: Sequence[str]) -> NoReturn:
@@ -80,4 +83,5 @@ def _reexecute(arguments: Sequence[str]) -> NoReturn:
         raise HostError("cgroup delegation", "systemd is PID 1 and systemd-run is missing", "apt-get install systemd")
     command = [systemd_run, "--scope", "--quiet", "--collect", "--property=Delegate=yes", "--"]
     environment = {**os.environ, _ALREADY_TRIED: "1"}
-    os.execve(systemd_run, [*command, sys.executable, "-I", "-m", "sandboxd", *arguments], environment)  # noqa: S606  # no shell
+    os.execve(systemd_run, [*command, sys.executable, "-I", "-m", "sandboxd", *arguments], environment)  # noqa: S606
+    # no shell

@@ -57,12 +57,12 @@ def serve(
     announce: Callable[[str], None],
     on_worker_death: Callable[[Settings, int], None],
 ) -> None:
-    """Run the service until a stop signal. `announce` gets the text to show when it is ready.
+    """Run the service, for which `check_start` found nothing amiss, until a stop signal. `announce` gets the text to
+    show when it is ready.
 
     `on_worker_death(settings, pid)` gives the job of a dead worker back. Raises CannotServe;
     sandboxd.supervisor.Stopped when a stop signal came before the service was ready.
     """
-    check_start(settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(own_service(settings.paths))
         token = load_or_make_token(settings.paths)

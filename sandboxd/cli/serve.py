@@ -9,8 +9,9 @@ import structlog
 
 from sandboxd import log as logging
 from sandboxd.config import Settings, load_settings
+from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import InputError, SandboxdError
-from sandboxd.serve import READY_TIMEOUT_S, ServeOptions, serve
+from sandboxd.serve import READY_TIMEOUT_S, ServeOptions, check_start, serve
 from sandboxd.service_files import CannotServe
 from sandboxd.supervisor import Stopped
 
@@ -48,6 +49,8 @@ def command(
     try:
         settings = load_settings(host=host, port=port, instance=instance, no_auth=no_auth)
         logging.configure("serve", level=settings.log_level, json=settings.log_json)
+        check_start(settings)
+        ensure_delegated()
         options = ServeOptions(workers=workers or len(os.sched_getaffinity(0)), ready_timeout_s=ready_timeout)
         serve(settings, options, announce=click.echo, on_worker_death=give_back_its_job)
     except Stopped:
