@@ -31,7 +31,7 @@ from sandboxd.errors import HostError, PolicyError
 from sandboxd.policy.profile import Action, Operator, Profile, Rule, load_profile, wider_than
 from sandboxd.policy.syscall_numbers import NUMBERS, check_machine
 
-__all__ = ["Profile", "compile_profile", "load_profile", "syscall_number", "wider_than"]
+__all__ = ["Profile", "compile_profile", "is_known", "load_profile", "syscall_number", "wider_than"]
 
 # Code that a compiled program depends on.
 _SOURCES = ("seccomp.py", "profile.py", "syscall_numbers.py")
@@ -183,6 +183,17 @@ def _action(binding: _Binding, action: Action, errno: int) -> int:
 
 def syscall_number(name: str) -> int | None:
     """Number of the syscall on this machine; None when nobody knows the name, or it is another machine's."""
+    number = _resolve(name)
+    return number if number is not None and number >= 0 else None
+
+
+def is_known(name: str) -> bool:
+    """Whether any machine has a syscall of this name, as far as libseccomp and our table know."""
+    return _resolve(name) is not None
+
+
+def _resolve(name: str) -> int | None:
+    """libseccomp numbers the calls of other machines below zero, and what it does not know -1."""
     if name in NUMBERS:
         return NUMBERS[name]
     binding = _binding()
@@ -190,8 +201,7 @@ def syscall_number(name: str) -> int | None:
         number = binding.resolve_syscall(binding.Arch.NATIVE, name)
     except ValueError:
         return None
-    # libseccomp numbers the calls of other machines below zero.
-    return number if number >= 0 else None
+    return None if number == -1 else number
 
 
 def _export(binding: _Binding, name: str, default: int, rules: list[Rule]) -> list[tuple[int, int, int, int]]:
