@@ -1,0 +1,203 @@
+"""The supervisor of `sandboxd serve`, with real processes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandboxd.instance import SERVICE_USER
+from sandboxd.supervisor import Child, ChildSpec, Stopped, Supervisor, child_environment
+
+SLEEP = ("/bin/sleep", "1000")
+
+
+def spec(name: str, *command: str, user: str | None = None, stop_rank: int = 0, stop_s: float = 10.0) -> ChildSpec:
+    return ChildSpec(
+        name=name, command=command, environment=child_environment({}), user=user, stop_rank=stop_rank, stop_s=stop_s
+    )
+
+
+def shell(script: str) -> tuple[str, ...]:
+    return ("/bin/sh", "-c", script)
+
+
+def ended(pidfd: int, timeout_s: float = 10.0) -> bool:
+    """Whether the process of a pidfd ended within the time."""
+    return bool(select.select([pidfd], [], [], timeout_s)[0])
+
+
+def ask_for_the_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def fifo() -> Iterator[Path]:
+    """A pipe with a name that the service user may write: pytest's own folders are root's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        path = Path(folder, "fifo")
+        os.mkfifo(path)
+        path.chmod(0o666)
+        yield path
+
+
+def test_a_child_that_dies_is_started_anew_and_its_death_is_reported() -> None:
+    deaths: list[tuple[str, int]] = []
+
+    def on_death(name: str, pid: int) -> None:
+        deaths.append((name, pid))
+        if len(deaths) == 3:
+            ask_for_the_end()
+
+    with Supervisor(on_death) as supervisor:
+        supervisor.start(spec("steady", *SLEEP))
+        supervisor.start(spec("short", "/bin/false"))
+        supervisor.run()
+    assert [name for name, _ in deaths] == ["short"] * 3
+    assert len({pid for _, pid in deaths}) == 3
+
+
+def test_the_pause_before_a_restart_is_nothing_at_first_and_then_doubles_up_to_a_bound() -> None:
+    child = Child(spec("child", "/bin/false"))
+    pauses = [child.plan_restart() for _ in range(12)]
+    assert pauses[0] == 0
+    assert pauses[1:4] == [0.2, 0.4, 0.8]
+    assert pauses[-1] == 10.0
+
+
+def test_children_of_the_highest_rank_end_first(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    ready = tmp_path / "ready"
+
+    def says_goodbye(name: str) -> tuple[str, ...]:
+        return shell(
+            f"trap 'echo {name} >>{log}; exit 0' TERM; echo {name} >>{ready}; while :; do sleep 1000 & wait; done"
+        )
+
+    with Supervisor() as supervisor:
+        for rank, name in enumerate(("first", "second", "third")):
+            child = supervisor.start(spec(name, *says_goodbye(name), stop_rank=rank))
+        supervisor.wait_until(lambda: ready.exists() and len(ready.read_text().split()) == 3, child, 10)
+    assert log.read_text().split() == ["third", "second", "first"]
+
+
+def test_a_child_that_ignores_sigterm_is_killed_at_the_end_of_its_time(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with Supervisor() as supervisor:
+        stubborn = shell(f"trap '' TERM; echo >{ready}; while :; do sleep 1000; done")
+        child = supervisor.start(spec("stubborn", *stubborn, stop_s=0.2))
+        supervisor.wait_until(ready.exists, child, 10)
+        assert child.pid is not None
+        pidfd = os.pidfd_open(child.pid)
+    assert ended(pidfd, 0)
+    os.close(pidfd)
+
+
+def test_leaving_on_an_error_still_ends_the_children() -> None:
+    with pytest.raises(ZeroDivisionError), Supervisor() as supervisor:  # noqa: PT012  # the point
+        child = supervisor.start(spec("child", *SLEEP))
+        assert child.pid is not None
+        pidfd = os.pidfd_open(child.pid)
+        _ = 1 // 0
+    assert ended(pidfd, 0)
+    os.close(pidfd)
+
+
+def test_a_child_that_dies_before_it_is_ready_is_told_in_words() -> None:
+    with Supervisor() as supervisor:
+        child = supervisor.start(spec("child", *shell("exit 3")))
+        assert supervisor.wait_until(lambda: False, child, 10) == "exited with status 3"
+        child = supervisor.start(spec("child", *shell("kill -SEGV $$")))
+        assert supervisor.wait_until(lambda: False, child, 10) == "was killed by SIGSEGV"
+
+
+def test_a_child_that_is_not_ready_in_time_is_told_in_words() -> None:
+    with Supervisor() as supervisor:
+        child = supervisor.start(spec("child", *SLEEP))
+        assert supervisor.wait_until(lambda: False, child, 0.1) == "was not ready after 0.1 s"
+
+
+def test_a_stop_signal_while_starting_stops_the_start() -> None:
+    with Supervisor() as supervisor:
+        child = supervisor.start(spec("child", *SLEEP))
+        ask_for_the_end()
+        with pytest.raises(Stopped):
+            supervisor.wait_until(lambda: False, child, 60)
+
+
+def test_the_handlers_of_before_are_back_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    with Supervisor():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+
+
+def test_a_service_child_is_the_service_user_and_has_no_privilege_at_all(fifo: Path) -> None:
+    with Supervisor() as supervisor:
+        supervisor.start(spec("child", *shell(f"cat /proc/self/status >{fifo}"), user=SERVICE_USER))
+        status = dict(re.findall(r"^(\w+):\t(.*)$", fifo.read_text(), re.MULTILINE))
+    user = pwd.getpwnam(SERVICE_USER)
+    assert status["Uid"].split() == [str(user.pw_uid)] * 4
+    assert status["Gid"].split() == [str(user.pw_gid)] * 4
+    assert status["Groups"].strip() == ""
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert status["NoNewPrivs"] == "1"
+
+
+def test_a_child_gets_a_clean_environment(monkeypatch: pytest.MonkeyPatch, fifo: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/tmp/attacker")
+    monkeypatch.setenv("LD_PRELOAD_FOR_TEST", "x")
+    monkeypatch.setenv("SANDBOXD_QUEUE_MAX", "7")
+    with Supervisor() as supervisor:
+        supervisor.start(spec("child", *shell(f"env >{fifo}")))
+        names = {line.partition("=")[0] for line in fifo.read_text().splitlines()}
+    assert "SANDBOXD_QUEUE_MAX" in names
+    assert names <= {"PATH", "LANG", "PWD", "OLDPWD", "SHLVL", "_", "TZ", "NO_COLOR"} | {
+        name for name in names if name.startswith("SANDBOXD_")
+    }
+
+
+SUPERVISE_FOR_EVER = """
+from sandboxd import log
+from sandboxd.supervisor import ChildSpec, Supervisor, child_environment
+log.configure("test")
+with Supervisor() as supervisor:
+    for user in (None, "sandboxd"):
+        child = supervisor.start(ChildSpec(name="child", command=("/bin/sleep", "1000"),
+        environment=child_environment({}),
+                                           user=user, stop_rank=0, stop_s=1.0))
+        print(child.pid, flush=True)
+    supervisor.run()
+"""
+
+
+def test_children_die_with_a_supervisor_that_is_killed() -> None:
+    """No handler runs on SIGKILL: the kernel does it (PR_SET_PDEATHSIG), for root's children and the service user's
+    alike.
+    """
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE_FOR_EVER], stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    pids = [int(supervisor.stdout.readline()) for _ in range(2)]
+    for pid in pids:
+        while (
+            "sleep" not in Path(f"/proc/{pid}/comm").read_text()
+        ):  # setpriv has set the signal when it is no more setpriv
+            os.sched_yield()
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    supervisor.kill()
+    supervisor.wait()
+    supervisor.stdout.close()
+    assert all(ended(pidfd) for pidfd in pidfds)
+    for pidfd in pidfds:
+        os.close(pidfd)
