@@ -108,11 +108,11 @@ def _tee(kept: KeptOutput, sink: Sink | None, name: str) -> Callable[[bytes], No
     return feed
 
 
-def no_result(request: JobRequest, image: str, reason: str) -> Ended:
+def no_result(policy: str, image: str, reason: str) -> Ended:
     """A job of which nothing ran, by a fault of ours."""
     return Ended(
         stages=(),
         judgement=Judgement(verdict=Verdict.INTERNAL_ERROR, reason=reason),
-        policy=Digested(name=request.policy),
+        policy=Digested(name=policy),
         image=Digested(name=image),
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -65,11 +65,16 @@ class JobRecord(Struct, frozen=True, kw_only=True):
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """What a worker got when it asked for a job: `request` is None when the job is not to be run (`state` says why)."""
+    """What a worker got when it asked for a job: the state it was in (`queued`: it is the worker's now), and its input.
+
+    `request` is None when the job is not the worker's, or when its input is gone or cannot be read.
+    """
 
     state: str
     attempt: int
     request: JobRequest | None
+    policy: str = ""
+    image: str = ""
 
 
 def connect(url: str, *, answer_timeout_s: float | None = _ANSWER_TIMEOUT_S) -> redis.Redis:
@@ -185,20 +190,35 @@ class Store:
 
     @staticmethod
     def claimed(answer: Any) -> Claim:  # noqa: ANN401  # what Redis answered
-        """Decode the answer of `claim`. Raises InternalError when the job was claimed and its input cannot be read."""
-        state, attempt, given = answer[0].decode(), int(answer[1]), answer[2]
-        if state != "queued":
-            return Claim(state=state, attempt=0, request=None)
-        return Claim(state=state, attempt=attempt, request=_decode_request(given))
+        """Decode the answer of `claim`."""
+        state, attempt, given, policy, image = answer
+        return Claim(
+            state=state.decode(),
+            attempt=int(attempt),
+            request=_decode_request(given),
+            policy=policy.decode(),
+            image=image.decode(),
+        )
 
-    def finish(self, pipeline: Pipeline, job_id: str, *, attempt: int, state: str, result: bytes, now: str) -> None:
+    def finish(
+        self,
+        pipeline: Pipeline,
+        job_id: str,
+        *,
+        attempt: int,
+        state: str,
+        result: bytes,
+        now: str,
+        also_delete: Sequence[str] = (),
+    ) -> None:
         """Store a result and publish the end; answers 0, and changes nothing, when this execution no longer owns the
         job.
         """
         pipeline.eval(
             transitions.FINISH,
-            2,
+            2 + len(also_delete),
             *self._keys(job_id),
+            *also_delete,
             attempt,
             state,
             result,

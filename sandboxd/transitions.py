@@ -6,18 +6,20 @@
 
 An execution is named by its `attempt`: a worker that was thought dead and comes back cannot overwrite its successor's
 result.
-KEYS are the job's hash and its input; ARGV is said by each script. All are sent by `store`.
+KEYS are the job's hash, its input and what else is deleted with the end; ARGV is said by each script. All are sent by
+`store`.
 """
 
 from __future__ import annotations
 
-# ARGV: worker, worker_name, now. Answers the state found (`queued`: claimed), the attempt and the input.
+# ARGV: worker, worker_name, now. Answers the state found (`queued`: claimed), the attempt, the input, policy, image.
 CLAIM = """
 local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' then return {state or '', 0, false} end
+if state ~= 'queued' then return {state or '', 0, false, '', ''} end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[1], 'worker_name', ARGV[2], 'started_at', ARGV[3])
-return {'queued', attempt, redis.call('GET', KEYS[2])}
+local names = redis.call('HMGET', KEYS[1], 'policy', 'image')
+return {'queued', attempt, redis.call('GET', KEYS[2]), names[1], names[2]}
 """
 
 _END = """
@@ -26,7 +28,7 @@ local function finish(state, result, finished_at, ttl, channel, id)
   if result ~= '' then redis.call('HSET', KEYS[1], 'result', result) end
   redis.call('HDEL', KEYS[1], 'cancel', 'worker_name')
   redis.call('EXPIRE', KEYS[1], ttl)
-  redis.call('DEL', KEYS[2])
+  for index = 2, #KEYS do redis.call('DEL', KEYS[index]) end
   redis.call('PUBLISH', channel, id)
 end
 """

@@ -8,7 +8,7 @@ from flask import Response, jsonify, render_template
 from flask_openapi.openapi import OpenAPI
 
 from sandboxd.api import answers
-from sandboxd.api.problems import KINDS
+from sandboxd.api.problems import CONTENT_TYPE, KINDS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -45,7 +45,12 @@ def openapi(app: OpenAPI) -> dict[str, Any]:
     # The library hangs a copy of each definition on the schemas that use it, beside the shared one they refer to.
     for schema in schemas.values():
         for name, definition in schema.pop("$defs", {}).items():
-            schemas.setdefault(name, definition) if name in schemas else None
+            schemas.setdefault(name, definition)
+    # It also gives a 422 of its own form to each route that says none: those are the routes without input.
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if CONTENT_TYPE not in operation["responses"].get("422", {}).get("content", {}):
+                operation["responses"].pop("422", None)
     return document
 
 
