@@ -1,29 +1,32 @@
 """What a launcher offers: languages, policies, images and facts of its host.
 
-The launcher answers with it when asked; the worker publishes the part that clients may see; the API validates against it.
+The launcher answers with it when asked; the worker publishes the part that clients may see; the API validates against
+it.
 """
 
 from __future__ import annotations
 
 from typing import TypeVar
 
+import msgspec
+
 from sandboxd.errors import InputError
 from sandboxd.result import Isolation
 from sandboxd.spec import Limits, Struct
 
 
-class Stage(Struct, kw_only=True):
+class Stage(Struct, frozen=True, kw_only=True):
     """How a language's stage is run. In `command`: `{source}`, `{output}`, `{memory_mib}`, `{cpus}`."""
 
     command: tuple[str, ...]
-    env: dict[str, str] = {}
-    limits: dict[str, int] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    limits: dict[str, int] = msgspec.field(default_factory=dict)
     """Defaults of the language for this stage, by `Limits` field; never a ceiling."""
     collect: tuple[str, ...] = ()
     """What the compile stage leaves for the run stage: glob patterns relative to the working directory."""
 
 
-class SelfTest(Struct, kw_only=True):
+class SelfTest(Struct, frozen=True, kw_only=True):
     """The program by which a language proves that it works in the image."""
 
     source: str
@@ -31,7 +34,7 @@ class SelfTest(Struct, kw_only=True):
     stdout: str
 
 
-class Language(Struct, kw_only=True):
+class Language(Struct, frozen=True, kw_only=True):
     """One language as offered: its tools were found in the image and its version was asked inside a sandbox."""
 
     name: str
@@ -45,7 +48,7 @@ class Language(Struct, kw_only=True):
     self_test: SelfTest
 
 
-class PolicyInfo(Struct, kw_only=True):
+class PolicyInfo(Struct, frozen=True, kw_only=True):
     """A policy as clients see it."""
 
     name: str
@@ -60,12 +63,12 @@ class PolicyInfo(Struct, kw_only=True):
     ceilings: Limits
 
 
-class ImageInfo(Struct, kw_only=True):
+class ImageInfo(Struct, frozen=True, kw_only=True):
     name: str
     digest: str
 
 
-class Catalogue(Struct, kw_only=True):
+class Catalogue(Struct, frozen=True, kw_only=True):
     """Everything one launcher offers."""
 
     languages: tuple[Language, ...]

@@ -19,19 +19,24 @@ SERVICE_USER = "sandboxd"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
-class Instance(Struct, kw_only=True):
-    """Names and paths of one instance. `state_root` may be moved (tests, demo); `/run/sandboxd` may not, it is host-wide."""
+class Instance(Struct, frozen=True, kw_only=True):
+    """Names and paths of one instance. `state_root` may be moved (tests, demo); `/run/sandboxd` may not, it is
+    host-wide."""
 
     name: str = DEFAULT_INSTANCE
     state_root: str = str(STATE_ROOT)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in ("slots", "cache"):
-            raise InputError("instance", f"{self.name!r} is not a name of 1 to 32 of a-z, 0-9 and '-' (and neither 'slots' nor 'cache')")
+            raise InputError(
+                "instance",
+                f"{self.name!r} is not a name of 1 to 32 of a-z, 0-9 and '-' (and neither 'slots' nor 'cache')",
+            )
 
     @classmethod
     def from_environment(cls, name: str | None = None) -> Instance:
-        """The instance a command works on: `name`, else SANDBOXD_INSTANCE, else `default`; state below SANDBOXD_STATE_ROOT."""
+        """The instance a command works on: `name`, else SANDBOXD_INSTANCE, else `default`; state below
+        SANDBOXD_STATE_ROOT."""
         return cls(
             name=name or os.environ.get("SANDBOXD_INSTANCE", DEFAULT_INSTANCE),
             state_root=os.environ.get("SANDBOXD_STATE_ROOT", str(STATE_ROOT)),

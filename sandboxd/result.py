@@ -33,7 +33,7 @@ class Ending(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-class Failure(Struct, kw_only=True):
+class Failure(Struct, frozen=True, kw_only=True):
     """A step of ours that failed. Rebuilt as `errors.StepError` where it is reported."""
 
     step: str
@@ -42,7 +42,7 @@ class Failure(Struct, kw_only=True):
     hint: str = ""
 
 
-class Facts(Struct, kw_only=True):
+class Facts(Struct, frozen=True, kw_only=True):
     """One stage, as recorded by the launcher. `verdict.decide` turns it into a verdict."""
 
     exit_code: int | None
@@ -59,7 +59,8 @@ class Facts(Struct, kw_only=True):
     oom_kills: int
     """Times the kernel's OOM killer struck in this stage's cgroup."""
     own_limit_hit: bool
-    """The stage's own memory limit was hit (v2 `memory.events` oom, v1 `failcnt`); False with `oom_kills`: the host ran short."""
+    """The stage's own memory limit was hit (v2 `memory.events` oom, v1 `failcnt`); False with `oom_kills`: the host
+    ran short."""
     init_died: bool
     """PID 1 of the sandbox ended without a report, and the launcher had not asked for it."""
     disk_full: bool
@@ -70,7 +71,28 @@ class Facts(Struct, kw_only=True):
     failure: Failure | None = None
 
 
-class Isolation(Struct, kw_only=True):
+def no_facts(failure: Failure | None, ending: Ending) -> Facts:
+    """Facts of a stage in which nothing could be measured: it had no sandbox, or the sandbox failed."""
+    return Facts(
+        exit_code=None,
+        signal=None,
+        exec_errno=None,
+        ending=ending,
+        cpu_time_ns=0,
+        wall_time_ns=0,
+        memory_peak_bytes=0,
+        processes_peak=None,
+        oom_kills=0,
+        own_limit_hit=False,
+        init_died=False,
+        disk_full=False,
+        stdout_bytes=0,
+        stderr_bytes=0,
+        failure=failure,
+    )
+
+
+class Isolation(Struct, frozen=True, kw_only=True):
     """Which walls stood around a stage; reported with each result."""
 
     namespaces: tuple[str, ...]
@@ -82,7 +104,7 @@ class Isolation(Struct, kw_only=True):
     without: tuple[str, ...]
 
 
-class StageOutcome(Struct, kw_only=True):
+class StageOutcome(Struct, frozen=True, kw_only=True):
     """All that a launcher returns for one stage, output streams apart (they travel as chunks)."""
 
     facts: Facts

@@ -1,6 +1,7 @@
 """What one stage of a job asks for: plain frozen values, validated where they are decoded, trusted afterwards.
 
-Base units inside: nanoseconds and bytes. Seconds exist only at the edges (HTTP, command line, TOML), where fields end in `_s`.
+Base units inside: nanoseconds and bytes. Seconds exist only at the edges (HTTP, command line, TOML), where fields end
+in `_s`.
 The bounds below are those of `docs/http.md`; each is also printed by `sandboxd policy explain`.
 """
 
@@ -30,7 +31,8 @@ ARTIFACT_PATTERNS_MAX = 32
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every value that crosses a border: immutable, unknown fields refused (`kw_only` must be said by each class)."""
+    """Base of every value that crosses a border: immutable, unknown fields refused (`frozen` and `kw_only` are said
+    by each class)."""
 
 
 Count = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -38,7 +40,7 @@ Bytes = Annotated[int, Meta(ge=0, le=1 << 48)]
 Nanoseconds = Annotated[int, Meta(ge=1, le=86_400 * NANOSECONDS)]
 
 
-class Limits(Struct, kw_only=True):
+class Limits(Struct, frozen=True, kw_only=True):
     """The effective limits of one stage. A stage never runs with a limit missing."""
 
     cpu_time_ns: Nanoseconds
@@ -62,10 +64,11 @@ class Limits(Struct, kw_only=True):
 
 
 LIMIT_NAMES: tuple[str, ...] = Limits.__struct_fields__
-"""Field names inside. At the edges `cpu_time_ns` and `wall_time_ns` are `cpu_time_s` and `wall_time_s`, float seconds."""
+"""Field names inside. At the edges `cpu_time_ns` and `wall_time_ns` are `cpu_time_s` and `wall_time_s`, float
+seconds."""
 
 
-class InputFile(Struct, kw_only=True):
+class InputFile(Struct, frozen=True, kw_only=True):
     """A file put into the working directory before the program starts. `path` is relative and already checked."""
 
     path: str
@@ -73,7 +76,7 @@ class InputFile(Struct, kw_only=True):
     executable: bool = False
 
 
-class StageSpec(Struct, kw_only=True):
+class StageSpec(Struct, frozen=True, kw_only=True):
     """One stage of a job, complete: a launcher needs nothing else, and checks all of it against its own policies."""
 
     name: str
@@ -90,8 +93,9 @@ class StageSpec(Struct, kw_only=True):
     """Glob patterns, relative to the working directory, of the regular files to hand back when the sandbox is dead."""
 
 
-class JobRequest(Struct, kw_only=True):
-    """A client's job after validation, in internal units: what the API stores, the worker reads and `sandboxd run` builds."""
+class JobRequest(Struct, frozen=True, kw_only=True):
+    """A client's job after validation, in internal units: what the API stores, the worker reads and `sandboxd run`
+    builds."""
 
     language: str | None = None
     command: tuple[str, ...] | None = None

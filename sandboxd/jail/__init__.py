@@ -1,1 +1,2 @@
-"""The sandbox itself: planning it, building it, holding it, measuring it, taking it down. Only the launcher acts here."""
+"""The sandbox itself: planning it, building it, holding it, measuring it, taking it down. Only the launcher acts
+here."""

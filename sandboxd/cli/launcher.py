@@ -1,0 +1,43 @@
+"""`sandboxd launcher`: the privileged process of one instance. `sandboxd serve` starts it by itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from sandboxd import log as logging
+from sandboxd.cli.failure import reported
+from sandboxd.delegation import ensure_delegated
+from sandboxd.instance import Instance
+from sandboxd.jail.launcher import Launcher
+from sandboxd.jail.plan import LAYERS, Layer
+
+
+@click.command()
+@click.option("--instance", "name", default=None, help="Instance to serve; default: $SANDBOXD_INSTANCE or `default`.")
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(LAYERS),
+    help="Control run: leave this layer out (refused for the instance `default`); every result says so.",
+)
+@reported
+def command(name: str | None, without: tuple[Layer, ...]) -> None:
+    """Build, watch and destroy sandboxes for one instance, as root.
+
+    \b
+    Example: sudo sandboxd launcher --instance default
+    """
+    logging.configure("launcher")
+    ensure_delegated()
+    asyncio.run(_serve(Instance.from_environment(name), without))
+
+
+async def _serve(instance: Instance, without: tuple[Layer, ...]) -> None:
+    launcher = Launcher(instance, without)
+    try:
+        await launcher.start()
+        await launcher.serve()
+    finally:
+        await launcher.close()

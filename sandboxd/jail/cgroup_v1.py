@@ -1,0 +1,106 @@
+"""The hybrid form: limits in the v1 memory and pids hierarchies, a bare v2 leaf for atomic kill, CPU time and
+emptiness.
+
+v1 ends one process when memory runs out, never the group: an eventfd on `memory.oom_control` tells the launcher,
+which ends
+the rest (cgroup-v1/memory.rst, sections 9 and 10).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from sandboxd.errors import HostError
+from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Hierarchies, Leaf, OomCounts, field, remove_folder
+from sandboxd.spec import KIB
+
+MEMSW_SLACK_BYTES = 256 * KIB
+"""Swap that a job could use. With none, memory+swap would fail before memory does, and v1 counts only memory's failures;
+one batch of charges (64 pages) is enough."""
+
+
+class HybridLeaf:
+    """One sandbox's folders in three hierarchies."""
+
+    def __init__(self, unified: Path, memory: Path, pids: Path) -> None:
+        self._folders: list[Folder] = []
+        self._paths = (unified, memory, pids)
+        for path in self._paths:
+            path.mkdir(0o755, exist_ok=False)
+            self._folders.append(Folder(path))
+        self._unified, self._memory, self._pids = self._folders
+        self.v2_fd = self._unified.fd
+        self.attach_fds = tuple(
+            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder.fd)
+            for folder in (self._memory, self._pids)
+        )
+        self.oom_fd: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        control = os.open("memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory.fd)
+        try:
+            self._memory.write("cgroup.event_control", f"{self.oom_fd} {control}")
+        finally:
+            os.close(control)
+
+    def set_limits(self, memory_bytes: int, processes: int) -> None:
+        self._memory.write("memory.limit_in_bytes", str(memory_bytes))
+        if self._memory.read_optional("memory.memsw.limit_in_bytes") is not None:
+            self._memory.write("memory.memsw.limit_in_bytes", str(memory_bytes + MEMSW_SLACK_BYTES))
+        self._pids.write("pids.max", str(processes))
+
+    def cpu_usage_ns(self) -> int:
+        return field(self._unified.read("cpu.stat"), "usage_usec") * 1000
+
+    def memory_peak_bytes(self) -> int:
+        return int(self._memory.read("memory.max_usage_in_bytes"))
+
+    def processes_peak(self) -> int | None:
+        text = self._pids.read_optional("pids.peak")
+        return None if text is None else int(text)
+
+    def oom(self) -> OomCounts:
+        kills = field(self._memory.read("memory.oom_control"), "oom_kill")
+        hits = int(self._memory.read("memory.failcnt"))
+        return OomCounts(kills=kills, own_limit_hits=hits)
+
+    def kill(self) -> None:
+        self._unified.write("cgroup.kill", "1")
+
+    def populated(self) -> bool:
+        return field(self._unified.read("cgroup.events"), "populated") == 1
+
+    def remove(self) -> bool:
+        for fd in (*self.attach_fds, *(() if self.oom_fd is None else (self.oom_fd,))):
+            os.close(fd)
+        self.attach_fds, self.oom_fd = (), None
+        for folder in self._folders:
+            folder.close()
+        return all([remove_folder(path) for path in self._paths])
+
+
+class HybridCgroups:
+    """The instance's folder in the v2, memory and pids hierarchies, below the launcher's own cgroup in each."""
+
+    kind: Literal["v2", "hybrid"] = "hybrid"
+    v1_controllers: tuple[str, ...] = V1_CONTROLLERS
+
+    def __init__(self, name: str, found: Hierarchies) -> None:
+        missing = [controller for controller in V1_CONTROLLERS if controller not in found.v1]
+        if missing:
+            raise HostError("cgroup v1", f"controllers not mounted: {', '.join(missing)}", "boot with cgroup v2")
+        self._parents = (found.v2 / name, found.v1["memory"] / name, found.v1["pids"] / name)
+        for parent in self._parents:
+            parent.mkdir(0o755, exist_ok=True)
+
+    def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
+        leaf = HybridLeaf(*(parent / name for parent in self._parents))
+        leaf.set_limits(memory_bytes, processes)
+        return leaf
+
+    def parents(self) -> tuple[Path, ...]:
+        return self._parents
+
+    def close(self) -> None:
+        for parent in self._parents:
+            remove_folder(parent)

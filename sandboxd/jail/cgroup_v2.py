@@ -1,0 +1,118 @@
+"""Pure cgroup v2: one leaf has it all, and `memory.oom.group` ends the whole sandbox when memory runs out
+(cgroup-v2.rst)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from sandboxd.errors import HostError
+from sandboxd.jail.cgroups import MEMBERS, V2_CONTROLLERS, Folder, Leaf, OomCounts, field, remove_folder
+
+
+class PureLeaf:
+    """One sandbox's v2 folder."""
+
+    oom_fd: int | None = None
+    attach_fds: tuple[int, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(0o755, exist_ok=False)
+        self._folder = Folder(path)
+        self.v2_fd = self._folder.fd
+        self._folder.write("memory.oom.group", "1")
+        for name in ("memory.swap.max", "memory.zswap.max"):
+            if self._folder.read_optional(name) is not None:
+                self._folder.write(name, "0")
+
+    def set_limits(self, memory_bytes: int, processes: int) -> None:
+        self._folder.write("memory.max", str(memory_bytes))
+        self._folder.write("pids.max", str(processes))
+
+    def cpu_usage_ns(self) -> int:
+        return field(self._folder.read("cpu.stat"), "usage_usec") * 1000
+
+    def memory_peak_bytes(self) -> int:
+        return int(self._folder.read("memory.peak"))
+
+    def processes_peak(self) -> int | None:
+        text = self._folder.read_optional("pids.peak")
+        return None if text is None else int(text)
+
+    def oom(self) -> OomCounts:
+        events = self._folder.read("memory.events")
+        return OomCounts(kills=field(events, "oom_kill"), own_limit_hits=field(events, "oom"))
+
+    def kill(self) -> None:
+        self._folder.write("cgroup.kill", "1")
+
+    def populated(self) -> bool:
+        return field(self._folder.read("cgroup.events"), "populated") == 1
+
+    def remove(self) -> bool:
+        path = self._folder.path
+        self._folder.close()
+        return remove_folder(path)
+
+
+class PureCgroups:
+    """`base/sandboxd-NAME`, where `base` is the cgroup this process was started in.
+
+    cgroup v2 allows no processes beside enabled controllers: those of `base` move to a leaf of its own first, and the
+    launcher
+    to one of the instance's. A launcher started out of that leaf (a restart, a second instance) uses the same base.
+    """
+
+    kind: Literal["v2", "hybrid"] = "v2"
+    v1_controllers: tuple[str, ...] = ()
+
+    def __init__(self, name: str, own: Path) -> None:
+        self._base = own.parent if own.name == MEMBERS else own
+        self._parent = self._base / name
+        self._launcher = self._parent / "launcher"
+        self._enable(self._base)
+        self._parent.mkdir(0o755, exist_ok=True)
+        _enable_controllers(self._parent)
+        self._launcher.mkdir(0o755, exist_ok=True)
+        _move(os.getpid(), self._launcher)
+
+    def _enable(self, base: Path) -> None:
+        available = (base / "cgroup.controllers").read_text().split()
+        missing = [controller for controller in V2_CONTROLLERS if controller not in available]
+        if missing:
+            remedy = "systemd-run --scope -p Delegate=yes COMMAND, or Delegate=yes in the unit"
+            raise HostError("cgroup v2", f"{base} does not have the controllers {', '.join(missing)}", remedy)
+        if set(V2_CONTROLLERS) <= set((base / "cgroup.subtree_control").read_text().split()):
+            return
+        if (base / "cgroup.type").exists():  # the root of the tree has no such file, and no such rule
+            members = base / MEMBERS
+            members.mkdir(0o755, exist_ok=True)
+            for pid in (base / "cgroup.procs").read_text().split():
+                _move(int(pid), members)
+        _enable_controllers(base)
+
+    def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
+        leaf = PureLeaf(self._parent / name)
+        leaf.set_limits(memory_bytes, processes)
+        return leaf
+
+    def parents(self) -> tuple[Path, ...]:
+        return (self._parent,)
+
+    def close(self) -> None:
+        members = self._base / MEMBERS
+        _move(os.getpid(), members if members.exists() else self._base)
+        remove_folder(self._launcher)
+        remove_folder(self._parent)
+
+
+def _enable_controllers(folder: Path) -> None:
+    (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in V2_CONTROLLERS))
+
+
+def _move(pid: int, folder: Path) -> None:
+    try:
+        (folder / "cgroup.procs").write_text(str(pid))
+    except ProcessLookupError:
+        return  # it ended meanwhile

@@ -1,0 +1,183 @@
+"""The client's end of the launcher's socket: what workers and `sandboxd run` use. One stage at a time, any number in
+a row."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sandboxd.catalogue import Catalogue
+from sandboxd.errors import InputError, LauncherUnavailable, ProtocolError
+from sandboxd.jail import protocol
+from sandboxd.jail.protocol import CHUNK_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.result import StageOutcome
+from sandboxd.spec import StageSpec
+
+_RETRY_S = 0.05
+
+
+class LauncherClient:
+    """Connects when first needed and keeps the connection; after a LauncherUnavailable the next call connects anew."""
+
+    def __init__(self, socket_path: Path | str, *, connect_timeout_s: float = 15.0) -> None:
+        self._path = str(socket_path)
+        self._timeout_s = connect_timeout_s
+        self._sock: socket.socket | None = None
+        self._frames = Frames(protocol.TO_CLIENT)
+
+    def catalogue(self) -> Catalogue:
+        """What the launcher offers. Raises LauncherUnavailable, ProtocolError."""
+        with self._connected() as sock:
+            sock.sendall(frame(Kind.CATALOGUE))
+            for kind, body in self._incoming(sock):
+                if kind is Kind.OFFER:
+                    return protocol.decode(body, Catalogue)
+                raise ProtocolError(f"{kind.name} instead of OFFER")
+        raise LauncherUnavailable(f"the launcher at {self._path} went away")
+
+    def run(
+        self,
+        stage: StageSpec,
+        *,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        stdin_fd: int | None = None,
+        cancel_fd: int | None = None,
+        on_idle: Callable[[], None] | None = None,
+        idle_s: float = 1.0,
+    ) -> StageOutcome:
+        """Runs one stage and hands out its output as it comes.
+
+        `stdin_fd` is read in chunks when `stage.stdin` is None. The sandbox is killed once `cancel_fd` is readable.
+        `on_idle` is called at least every `idle_s` seconds while the stage runs.
+
+        Raises: InputError (refused by the launcher's policies), LauncherUnavailable (the sandbox died with it),
+        ProtocolError.
+        """
+        with self._connected() as sock:
+            return _Run(sock, self._frames, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s).outcome()
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
+        if self._sock is None:
+            self._sock = self._connect()
+            self._frames = Frames(protocol.TO_CLIENT)
+        try:
+            yield self._sock
+        except OSError as error:
+            self.close()
+            raise LauncherUnavailable(f"the launcher at {self._path} went away: {error}") from error
+        except InputError:
+            raise
+        except BaseException:
+            self.close()  # in the middle of a stage: end of file kills its sandbox
+            raise
+
+    def _connect(self) -> socket.socket:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.connect(self._path)
+            except PermissionError as error:
+                sock.close()
+                raise LauncherUnavailable(
+                    f"{self._path}: permission denied; run as root or as the service user"
+                ) from error
+            except OSError as error:
+                sock.close()
+                if time.monotonic() >= deadline:
+                    raise LauncherUnavailable(f"no launcher at {self._path}: {error.strerror}") from error
+                time.sleep(_RETRY_S)
+            else:
+                return sock
+
+    def _incoming(self, sock: socket.socket) -> Iterator[tuple[Kind, bytes]]:
+        while data := sock.recv(4 * CHUNK_BYTES):
+            yield from self._frames.feed(data)
+
+
+class _Run:
+    """One stage under way."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        frames: Frames,
+        stage: StageSpec,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        stdin_fd: int | None,
+        cancel_fd: int | None,
+        on_idle: Callable[[], None] | None,
+        idle_s: float,
+    ) -> None:
+        self._sock = sock
+        self._frames = frames
+        self._sinks = {Kind.STDOUT: on_stdout, Kind.STDERR: on_stderr}
+        self._on_idle = on_idle
+        self._idle_s = idle_s
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._stdin_fd = stdin_fd if stage.stdin is None else None
+        self._cancel_fd = cancel_fd
+        for fd in (self._stdin_fd, cancel_fd):
+            if fd is not None:
+                self._poll.register(fd, select.POLLIN)
+        sock.sendall(frame(Kind.RUN, protocol.encode(stage)))
+        if stage.stdin is None and stdin_fd is None:
+            sock.sendall(frame(Kind.STDIN_END))
+
+    def outcome(self) -> StageOutcome:
+        next_idle = time.monotonic() + self._idle_s
+        while True:
+            left_s = next_idle - time.monotonic() if self._on_idle is not None else None
+            ready = self._poll.poll(None if left_s is None else max(0, left_s * 1000))
+            if self._on_idle is not None and time.monotonic() >= next_idle:
+                self._on_idle()
+                next_idle = time.monotonic() + self._idle_s
+            for fd, _events in ready:
+                if fd == self._sock.fileno():
+                    outcome = self._receive()
+                    if outcome is not None:
+                        return outcome
+                elif fd == self._cancel_fd:
+                    self._poll.unregister(fd)
+                    self._sock.sendall(frame(Kind.KILL))
+                else:
+                    self._forward_stdin(fd)
+
+    def _receive(self) -> StageOutcome | None:
+        data = self._sock.recv(4 * CHUNK_BYTES)
+        if not data:
+            raise ConnectionResetError("end of file in the middle of a stage")
+        for kind, body in self._frames.feed(data):
+            match kind:
+                case Kind.STDOUT | Kind.STDERR:
+                    self._sinks[kind](body)
+                case Kind.OUTCOME:
+                    return protocol.decode(body, StageOutcome)
+                case Kind.REFUSED:
+                    refusal = protocol.decode(body, Refusal)
+                    raise InputError(refusal.field, refusal.message)
+                case _:
+                    raise ProtocolError(f"{kind.name} does not fit here")
+        return None
+
+    def _forward_stdin(self, fd: int) -> None:
+        chunk = os.read(fd, CHUNK_BYTES)
+        if chunk:
+            self._sock.sendall(frame(Kind.STDIN, chunk))
+        else:
+            self._poll.unregister(fd)
+            self._sock.sendall(frame(Kind.STDIN_END))

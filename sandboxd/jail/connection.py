@@ -1,0 +1,202 @@
+"""One client of the launcher: frames in, frames out, at most one sandbox at a time. Its end of file kills the
+sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sandboxd.errors import InputError, InternalError, ProtocolError
+from sandboxd.jail import plan, protocol
+from sandboxd.jail.protocol import CHUNK_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.sandbox import Sandbox
+from sandboxd.jail.streams import Stream
+from sandboxd.result import Ending, Facts, Failure, StageOutcome, no_facts
+from sandboxd.spec import MIB, InputFile, StageSpec
+
+if TYPE_CHECKING:
+    from sandboxd.jail.launcher import Launcher
+
+log = structlog.get_logger()
+
+_OUTGOING_PAUSE_BYTES = 1 * MIB
+_STDIN_PAUSE_BYTES = 1 * MIB
+_STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
+
+
+class Connection:
+    """Owner of a sandbox on behalf of a client; validates by the launcher's policies, trusts nothing that the client
+    says."""
+
+    def __init__(self, launcher: Launcher, sock: socket.socket, on_closed: Callable[[Connection], None]) -> None:
+        self._launcher = launcher
+        self._sock = sock
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._frames = Frames(protocol.TO_LAUNCHER)
+        self._outgoing = bytearray()
+        self._writing = False
+        self._reading = False
+        self._stage: StageSpec | None = None
+        self._sandbox: Sandbox | None = None
+        self._stdin_open = False
+        self._closed = False
+        self._read(True)
+
+    # --- incoming
+
+    def _read(self, wanted: bool) -> None:
+        if wanted and not self._reading:
+            self._loop.add_reader(self._sock, self._on_readable)
+        elif not wanted and self._reading:
+            self._loop.remove_reader(self._sock)
+        self._reading = wanted
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(4 * CHUNK_BYTES)
+            if not data:
+                self.close()
+                return
+            for kind, body in self._frames.feed(data):
+                self._on_frame(kind, body)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            self.close()
+        except ProtocolError as error:
+            log.warning("client cut off", reason=str(error))
+            self.close()
+
+    def _on_frame(self, kind: Kind, body: bytes) -> None:
+        match kind:
+            case Kind.CATALOGUE if self._stage is None:
+                self._send(Kind.OFFER, protocol.encode(self._launcher.catalogue))
+            case Kind.RUN if self._stage is None:
+                self._on_run(protocol.decode(body, StageSpec))
+            case Kind.STDIN if self._stdin_open:
+                if self._sandbox is not None and self._sandbox.write_stdin(body) > _STDIN_PAUSE_BYTES:
+                    self._read(False)
+                    self._loop.call_later(0.01, self._resume_stdin)
+            case Kind.STDIN_END if self._stdin_open:
+                self._stdin_open = False
+                if self._sandbox is not None:
+                    self._sandbox.close_stdin()
+            case Kind.STDIN | Kind.STDIN_END | Kind.KILL if self._stage is None:
+                pass  # crossed with our OUTCOME
+            case Kind.KILL:
+                self._cancel()
+            case _:
+                raise ProtocolError(f"{kind.name} does not fit here")
+
+    def _resume_stdin(self) -> None:
+        """A payload that reads slowly slows its client down, and nothing is lost."""
+        if self._closed:
+            return
+        if self._sandbox is not None and self._sandbox.write_stdin(b"") > _STDIN_PAUSE_BYTES:
+            self._loop.call_later(0.01, self._resume_stdin)
+        else:
+            self._read(True)
+
+    def _on_run(self, stage: StageSpec) -> None:
+        try:
+            self._launcher.check(stage)
+        except InputError as error:
+            self._send(Kind.REFUSED, protocol.encode(Refusal(field=error.field, message=error.message)))
+            return
+        self._stage = stage
+        self._stdin_open = stage.stdin is None
+        self._launcher.admit(self, stage)
+
+    # --- sandbox's owner
+
+    def on_admitted(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        sandbox.build()
+
+    def on_ready(self) -> None:
+        if self._sandbox is not None and self._stage is not None:
+            self._sandbox.give(self._stage)
+
+    def on_output(self, stream: Stream, chunk: bytes) -> None:
+        self._send(_STREAM_KINDS[stream], chunk)
+        if self._sandbox is not None and len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
+            self._sandbox.pause_output(True)
+
+    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+        self._answer(facts, files, files_omitted)
+
+    def on_failed(self, error: InternalError) -> None:
+        """No sandbox could be made at all."""
+        failure = Failure(step=type(error).__name__, subject=str(error), errno=0)
+        self._answer(no_facts(failure, Ending.NONE), (), 0)
+
+    def _answer(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+        stage, self._stage, self._sandbox, self._stdin_open = self._stage, None, None, False
+        if stage is None:
+            raise RuntimeError("an outcome without a stage")
+        workshop = self._launcher.workshop
+        policy = workshop.policies[stage.policy]
+        outcome = StageOutcome(
+            facts=facts,
+            limits=stage.limits,
+            isolation=plan.isolation(policy, workshop.host, workshop.without),
+            policy_digest=policy.digest,
+            image_digest=workshop.image.digest,
+            files=files,
+            files_omitted=files_omitted,
+        )
+        self._send(Kind.OUTCOME, protocol.encode(outcome))
+        self._read(not self._closed)
+
+    # --- outgoing
+
+    def _send(self, kind: Kind, body: bytes) -> None:
+        if self._closed:
+            return
+        self._outgoing += frame(kind, body)
+        if not self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                sent = self._sock.send(self._outgoing)
+                del self._outgoing[:sent]
+        except BlockingIOError:
+            if not self._writing:
+                self._loop.add_writer(self._sock, self._flush)
+                self._writing = True
+            return
+        except ConnectionError:
+            self.close()
+            return
+        if self._writing:
+            self._loop.remove_writer(self._sock)
+            self._writing = False
+        if self._sandbox is not None:
+            self._sandbox.pause_output(False)
+
+    def close(self) -> None:
+        """The client is gone, or must go: its sandbox dies with it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._read(False)
+        if self._writing:
+            self._loop.remove_writer(self._sock)
+        self._sock.close()
+        if self._stage is not None:
+            self._cancel()
+        self._on_closed(self)
+
+    def _cancel(self) -> None:
+        """Whether it waits or runs. Precondition: there is a stage."""
+        if self._sandbox is not None:
+            self._sandbox.end(Ending.CANCELLED)
+        elif self._launcher.cancel(self):
+            self._answer(no_facts(None, Ending.CANCELLED), (), 0)

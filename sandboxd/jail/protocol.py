@@ -1,0 +1,110 @@
+"""Messages between a client (worker, `sandboxd run`) and the launcher, over a stream socket of the instance's run
+directory.
+
+    client                                  launcher
+      CATALOGUE                    ->
+                                   <-       OFFER
+      RUN stage                    ->
+      STDIN chunk ... STDIN_END    ->                      only when the stage's stdin is streamed
+                                   <-       STDOUT, STDERR chunk ...
+      KILL                         ->                      at any time after RUN
+                                   <-       OUTCOME, or REFUSED
+
+One stage at a time on a connection; any number in a row. End of file from the client kills its sandbox. A frame is a
+type, a
+length and a body; every type has its bound, and a peer that breaks it is cut off. Bodies are msgpack of the frozen
+structs.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import TypeVar
+
+import msgspec
+
+from sandboxd.errors import ProtocolError
+from sandboxd.spec import KIB, MIB, Struct
+
+HEADER = struct.Struct("=B3xI")
+CHUNK_BYTES = 64 * KIB
+STAGE_BYTES = 64 * MIB
+COLLECT_FILES_MAX = 256
+COLLECT_BYTES_MAX = 32 * MIB
+
+
+class Kind(enum.IntEnum):
+    """Type of a frame."""
+
+    CATALOGUE = 1
+    RUN = 2
+    STDIN = 3
+    STDIN_END = 4
+    KILL = 5
+    OFFER = 16
+    STDOUT = 17
+    STDERR = 18
+    OUTCOME = 19
+    REFUSED = 20
+
+
+TO_LAUNCHER = {Kind.CATALOGUE: 0, Kind.RUN: STAGE_BYTES, Kind.STDIN: CHUNK_BYTES, Kind.STDIN_END: 0, Kind.KILL: 0}
+"""What a client may send, and the bound of each body in bytes."""
+TO_CLIENT = {
+    Kind.OFFER: MIB,
+    Kind.STDOUT: CHUNK_BYTES,
+    Kind.STDERR: CHUNK_BYTES,
+    Kind.OUTCOME: STAGE_BYTES,
+    Kind.REFUSED: CHUNK_BYTES,
+}
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """The stage was not started: the request's fault."""
+
+    field: str
+    message: str
+
+
+def frame(kind: Kind, body: bytes = b"") -> bytes:
+    """One message as bytes."""
+    return HEADER.pack(kind, len(body)) + body
+
+
+class Frames:
+    """Cuts a byte stream into frames; `allowed` are the types the peer may send, with their bounds."""
+
+    def __init__(self, allowed: dict[Kind, int]) -> None:
+        self._allowed = allowed
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+        """Complete frames so far. Raises ProtocolError for an unknown type or a body over its bound."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            number, length = HEADER.unpack_from(self._buffer)
+            bound = self._allowed.get(number)
+            if bound is None:
+                raise ProtocolError(f"unexpected message of type {number}")
+            if length > bound:
+                raise ProtocolError(f"{Kind(number).name} of {length} bytes; at most {bound}")
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            yield Kind(number), body
+
+
+encode = msgspec.msgpack.encode
+T = TypeVar("T")
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """A body as a value. Raises ProtocolError with the key that is wrong."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"malformed {kind.__name__}: {error}") from error

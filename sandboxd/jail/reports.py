@@ -1,0 +1,84 @@
+"""What init reports: fixed-size records over the control socket, each once and in order (`struct report` of
+`init/wire.h`)."""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+
+from sandboxd.errors import ProtocolError
+from sandboxd.spec import Struct
+
+_REPORT = struct.Struct("=3Ii2I4Q")
+
+
+class ReportKind(enum.IntEnum):
+    """`enum report_kind`."""
+
+    PIDFD = 1
+    TREE = 2
+    READY = 3
+    STARTED = 4
+    ENDED = 5
+    FAILED = 6
+    NOEXEC = 7
+
+
+_NEXT = {
+    None: {ReportKind.PIDFD},
+    ReportKind.PIDFD: {ReportKind.TREE},
+    ReportKind.TREE: {ReportKind.READY},
+    ReportKind.READY: {ReportKind.STARTED, ReportKind.ENDED, ReportKind.NOEXEC},
+    ReportKind.STARTED: {ReportKind.ENDED},
+}
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    kind: ReportKind
+    phase: int
+    step: int
+    error: int
+    status: int
+    alone: bool
+    exec_ns: int
+    end_ns: int
+    payload_cpu_ns: int
+    init_cpu_ns: int
+    fd: int | None
+
+
+class ReportReader:
+    """Reads reports and insists on their order; owns nothing it returns."""
+
+    def __init__(self) -> None:
+        self._last: ReportKind | None = None
+
+    def read(self, control: socket.socket) -> Report | None:
+        """The next report; None at end of file. Raises BlockingIOError when there is none yet, ProtocolError out of
+        order."""
+        data, fds, _flags, _address = socket.recv_fds(control, _REPORT.size + 1, 1, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return None
+        if len(data) != _REPORT.size:
+            raise ProtocolError(f"init sent {len(data)} bytes instead of {_REPORT.size}")
+        number, phase, step, error, status, alone, exec_ns, end_ns, payload_ns, init_ns = _REPORT.unpack(data)
+        kind = ReportKind(number)
+        if kind is not ReportKind.FAILED and kind not in _NEXT.get(self._last, set()):
+            raise ProtocolError(f"init sent {kind.name} after {self._last.name if self._last else 'nothing'}")
+        if bool(fds) != (kind in (ReportKind.PIDFD, ReportKind.TREE)):
+            raise ProtocolError(f"init sent {kind.name} with {len(fds)} descriptors")
+        self._last = kind
+        return Report(
+            kind=kind,
+            phase=phase,
+            step=step,
+            error=error,
+            status=status,
+            alone=bool(alone),
+            exec_ns=exec_ns,
+            end_ns=end_ns,
+            payload_cpu_ns=payload_ns,
+            init_cpu_ns=init_ns,
+            fd=fds[0] if fds else None,
+        )

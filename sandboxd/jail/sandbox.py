@@ -1,0 +1,442 @@
+"""One live sandbox: its birth through init, its job, its end, its measurements.
+
+States, in this order::
+
+    BUILDING  init is spawned and executes the build list
+    READY     built, waits for a job
+    RUNNING   the job is in, the payload runs
+    ENDING    killed: by a limit, a cancellation, or since the main process ended and left others
+    OVER      dead and measured: the outcome is with the owner, teardown goes on
+    GONE      no process, cgroup, slot or descriptor is left
+
+Everything happens in callbacks of the launcher's one event loop; nothing here blocks. *Dead* means that init reported
+itself alone, or that PID 1 was reaped: the kernel reaps a pid namespace's processes before its PID 1
+(pid_namespaces(7)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from sandboxd.errors import InternalError, ProtocolError, SandboxdError, StepError
+from sandboxd.jail import plan, steps, syscalls
+from sandboxd.jail.cgroups import Leaf
+from sandboxd.jail.collect import Collection
+from sandboxd.jail.plan import BuildInputs
+from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
+from sandboxd.jail.reports import Report, ReportKind, ReportReader
+from sandboxd.jail.rootfs import write_layer_options
+from sandboxd.jail.steps import Phase
+from sandboxd.jail.streams import Stream, Streams
+from sandboxd.jail.workshop import Workshop
+from sandboxd.result import Ending, Facts, Failure, no_facts
+from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec
+
+log = structlog.get_logger()
+
+BUILD_DEADLINE_S = 10.0
+"""From spawn to READY, and again from the job to the payload's start."""
+KILL_DEADLINE_S = 2.0
+CPU_CHECK_MIN_S = 0.002
+OOM_CHECK_S = 0.002
+REMOVE_RETRY_S = 0.005
+REMOVE_DEADLINE_S = 5.0
+_FIRST_FD = 3
+_PROGRAM_ERRNOS = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC, errno.ELOOP, errno.E2BIG, errno.ENAMETOOLONG}
+)
+"""A failed execve of the job's own command that is the program's fault; any other errno is ours."""
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+class State(enum.IntEnum):
+    BUILDING = 0
+    READY = 1
+    RUNNING = 2
+    ENDING = 3
+    OVER = 4
+    GONE = 5
+
+
+class Owner(Protocol):
+    """Who asked for the sandbox: a client's connection, or the launcher itself."""
+
+    def on_admitted(self, sandbox: Sandbox) -> None: ...
+    def on_ready(self) -> None: ...
+    def on_output(self, stream: Stream, chunk: bytes) -> None: ...
+    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None: ...
+    def on_failed(self, error: InternalError) -> None:
+        """No sandbox could be made."""
+
+
+class Sandbox:
+    """`build()`, then `give()` once READY, at any time `end()`. `on_gone` is called when nothing is left."""
+
+    def __init__(
+        self, workshop: Workshop, inputs: BuildInputs, slot: int, leaf: Leaf, owner: Owner, on_gone: Callable[[], None]
+    ) -> None:
+        """Takes `leaf`, whose limits are written, and `slot`; both are given back when the sandbox is gone."""
+        self.state = State.BUILDING
+        self._workshop = workshop
+        self._inputs = inputs
+        self._slot = slot
+        self._leaf = leaf
+        self._owner = owner
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._reports = ReportReader()
+        self._control, self._init_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        self._outer_pid: int | None = None
+        self._pidfd = -1
+        self._tree = -1
+        self._limits: Limits = inputs.policy.ceilings
+        self._stage: StageSpec | None = None
+        self._streams: Streams | None = None
+        self._started: Report | None = None
+        self._ended: Report | None = None
+        self._exec_errno: int | None = None
+        self._failure: Failure | None = None
+        self._ending = Ending.NONE
+        self._end_ns = 0
+        self._asked_to_die = False
+
+    # --- birth
+
+    def build(self) -> None:
+        """Spawns init. A step that fails ends the sandbox with that failure."""
+        try:
+            self._spawn()
+        except OSError as error:
+            self._fail(StepError("Spawn", str(error.filename or "init"), error.errno or 0))
+            return
+        self._loop.add_reader(self._control, self._on_control)
+        if self._leaf.oom_fd is not None:
+            self._loop.add_reader(self._leaf.oom_fd, self._on_oom)
+        self._after(BUILD_DEADLINE_S, self._on_build_deadline, State.BUILDING)
+
+    def _spawn(self) -> None:
+        """posix_spawn, never fork: this process has a big heap, and libraries may have threads. Init's descriptors
+        start at 3, in the order of `enum slot`."""
+        with self._init_control as child:
+            build_list = self._workshop.build_list(self._inputs)
+            inherited = (child.fileno(), self._leaf.v2_fd, build_list, *self._leaf.attach_fds)
+            actions = [(os.POSIX_SPAWN_DUP2, self._workshop.null_fd, fd) for fd in range(_FIRST_FD)]
+            actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_FD + index) for index, fd in enumerate(inherited)]
+            self._outer_pid = os.posix_spawn(
+                self._workshop.init_path,
+                ["sandboxd-init", *self._inputs.host.v1_controllers],
+                {},
+                file_actions=actions,
+                setsigmask=[],
+                setsigdef=_IGNORED_BY_PYTHON,
+            )
+
+    # --- job
+
+    def give(self, stage: StageSpec) -> None:
+        """Lowers the limits to the job's and hands it over. Precondition: READY; the stage was validated."""
+        self._stage = stage
+        self._limits = stage.limits
+        self.state = State.RUNNING
+        try:
+            self._leaf.set_limits(stage.limits.memory_bytes, stage.limits.processes + 1)
+            syscalls.reconfigure_mount(self._tree, write_layer_options(stage.limits.disk_bytes))
+            self._send_job(stage)
+        except OSError as error:
+            self._fail(StepError("Give", str(error.filename or error.strerror), error.errno or 0))
+            return
+        self._after(BUILD_DEADLINE_S, self._on_start_deadline, State.RUNNING)
+
+    def _send_job(self, stage: StageSpec) -> None:
+        env = (f"{name}={value}" for name, value in plan.environment(stage).items())
+        job_list = steps.encode(plan.job_plan(stage, self._inputs), stage.argv, env)
+        payload_id = self._inputs.id_base + plan.PAYLOAD_ID
+        memfd = syscalls.sealed_memfd("sandboxd-job", job_list)
+        try:
+            self._streams = Streams(stage.stdin, payload_id, self._on_chunk)
+            socket.send_fds(self._control, [b"j"], [memfd, *self._streams.ends])
+        finally:
+            os.close(memfd)
+            if self._streams is not None:
+                self._streams.close_ends()
+
+    def write_stdin(self, chunk: bytes) -> int:
+        """Queues a chunk for the payload; returns the bytes now waiting."""
+        return self._streams.write_stdin(chunk) if self._streams is not None else 0
+
+    def close_stdin(self) -> None:
+        """The payload sees the end once it has read what is queued."""
+        if self._streams is not None:
+            self._streams.close_stdin()
+
+    def pause_output(self, paused: bool) -> None:
+        """Back-pressure from the owner."""
+        if self._streams is not None and self.state < State.OVER:
+            self._streams.pause(paused)
+
+    def _on_chunk(self, stream: Stream, chunk: bytes) -> None:
+        self._owner.on_output(stream, chunk)
+        if self._streams is not None:
+            bound = self._limits.output_bytes * self._inputs.policy.output_kill_factor
+            if self._streams.total_bytes[stream] > bound:
+                self.end(Ending.OUTPUT)
+
+    # --- reports
+
+    def _on_control(self) -> None:
+        try:
+            while self._control.fileno() >= 0:
+                report = self._reports.read(self._control)
+                if report is None:
+                    self._loop.remove_reader(self._control)
+                    if self._pidfd < 0:
+                        self._fail(StepError("Spawn", "init ended before it made PID 1", errno.ECHILD))
+                    return
+                self._on_report(report)
+        except BlockingIOError:
+            return
+        except (ConnectionError, ProtocolError, ValueError) as error:
+            self._loop.remove_reader(self._control)
+            self._fail(StepError("Report", str(error), errno.EPROTO))
+
+    def _on_report(self, report: Report) -> None:
+        match report.kind:
+            case ReportKind.PIDFD if report.fd is not None:
+                self._pidfd = report.fd
+                self._loop.add_reader(self._pidfd, self._on_init_died)
+            case ReportKind.TREE if report.fd is not None:
+                self._tree = report.fd
+            case ReportKind.READY:
+                if self.state is State.BUILDING:
+                    self.state = State.READY
+                    self._owner.on_ready()
+            case ReportKind.STARTED:
+                self._on_started(report)
+            case ReportKind.ENDED:
+                self._on_ended(report)
+            case ReportKind.NOEXEC if report.error in _PROGRAM_ERRNOS:
+                self._exec_errno = report.error
+                self._kill()
+            case _:
+                self._fail(self._step_error(report))
+
+    def _on_started(self, report: Report) -> None:
+        self._started = report
+        if self.state is State.RUNNING:
+            left_ns = self._limits.wall_time_ns - (time.monotonic_ns() - report.exec_ns)
+            self._after(left_ns / NANOSECONDS, self._on_wall_limit, State.RUNNING)
+            self._plan_cpu_check(0)
+
+    def _on_ended(self, report: Report) -> None:
+        self._ended = report
+        self._end_ns = report.end_ns
+        if self.state is State.RUNNING and report.alone:
+            self._finish()
+        else:
+            self._kill()
+
+    def _step_error(self, report: Report) -> StepError:
+        """The step that init names by its index, in the words of the plan."""
+        of_job = report.phase in (Phase.JOB, Phase.EXEC) and self._stage is not None
+        listed = plan.job_plan(self._stage, self._inputs) if of_job and self._stage else plan.build_plan(self._inputs)
+        if report.step >= len(listed):
+            return StepError("Init", f"phase {report.phase}", report.error)
+        step = listed[report.step].step
+        return StepError(step.name, step.subject(), report.error)
+
+    # --- limits
+
+    def _cpu_used_ns(self) -> int:
+        """CPU time since execve of the payload and all its descendants: the leaf's, less what was ours."""
+        last = self._ended or self._started
+        ours = last.payload_cpu_ns + last.init_cpu_ns if last is not None else 0
+        return max(0, self._leaf.cpu_usage_ns() - ours)
+
+    def _plan_cpu_check(self, used_ns: int) -> None:
+        """Due when the limit could first be reached, with every core at work: tight, and idle costs nothing."""
+        left_s = (self._limits.cpu_time_ns - used_ns) / NANOSECONDS / self._inputs.host.cpus
+        self._after(max(CPU_CHECK_MIN_S, left_s), self._on_cpu_check, State.RUNNING)
+
+    def _on_cpu_check(self) -> None:
+        used_ns = self._cpu_used_ns()
+        if used_ns > self._limits.cpu_time_ns:
+            self.end(Ending.CPU_TIME)
+        else:
+            self._plan_cpu_check(used_ns)
+
+    def _on_wall_limit(self) -> None:
+        self.end(Ending.WALL_TIME)
+
+    def _on_oom(self) -> None:
+        """v1 only: the kernel ends one process, the rest is ours. The event may come before the kill is counted."""
+        if self._leaf.oom_fd is not None:
+            os.eventfd_read(self._leaf.oom_fd)
+        if self.state is State.RUNNING:
+            self._check_oom()
+
+    def _check_oom(self) -> None:
+        if self._leaf.oom().kills:
+            self.end(Ending.OOM)
+        else:
+            self._after(OOM_CHECK_S, self._check_oom, State.RUNNING)
+
+    def _on_build_deadline(self) -> None:
+        self._fail(StepError("Build", f"not ready within {BUILD_DEADLINE_S:g} s", errno.ETIMEDOUT))
+
+    def _on_start_deadline(self) -> None:
+        if self._started is None:
+            self._fail(StepError("Start", f"the payload did not start within {BUILD_DEADLINE_S:g} s", errno.ETIMEDOUT))
+
+    # --- end
+
+    def end(self, reason: Ending) -> None:
+        """Kills the sandbox for `reason`; the first reason stands."""
+        if self.state in (State.BUILDING, State.READY, State.RUNNING):
+            self._ending = reason
+            self._kill()
+
+    def _kill(self) -> None:
+        """Ends everything inside at once; the outcome follows when PID 1 is reaped."""
+        if self.state >= State.OVER:
+            return
+        self.state = State.ENDING
+        self._end_ns = self._end_ns or time.monotonic_ns()
+        self._asked_to_die = True
+        self._leaf.kill()
+        if self._pidfd < 0:
+            self._finish()
+
+    def _fail(self, error: StepError) -> None:
+        if self.state >= State.OVER:
+            return
+        if self._failure is None:
+            self._failure = Failure(step=error.step, subject=error.subject, errno=error.errno, hint=error.hint)
+            log.error("step failed", slot=self._slot, error=str(error))
+        self._kill()
+
+    def _on_init_died(self) -> None:
+        """PID 1 is a zombie: all of its pid namespace is gone. Reports that it sent before are read first."""
+        self._loop.remove_reader(self._pidfd)
+        if self.state < State.OVER:
+            self._on_control()
+        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if self.state < State.OVER:
+            self._end_ns = self._end_ns or time.monotonic_ns()
+            self._finish()
+        else:
+            self._remove(time.monotonic() + REMOVE_DEADLINE_S)
+
+    def _finish(self) -> None:
+        """Dead: measure, collect, answer; then take down. The answer comes first, teardown must not delay it."""
+        self.state = State.OVER
+        self._cancel_timers()
+        if self._streams is not None:
+            self._streams.drain()
+        try:
+            facts = self._facts()
+            files, omitted = self._collect()
+        except (OSError, SandboxdError) as error:
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            facts = no_facts(Failure(step="Measure", subject=str(error), errno=number), self._ending)
+            files, omitted = (), 0
+        self._owner.on_over(facts, files, omitted)
+        self._tear_down()
+
+    def _facts(self) -> Facts:
+        if self._tree < 0 or self._streams is None:
+            return no_facts(self._failure, self._ending)
+        oom = self._leaf.oom()
+        peak = self._leaf.processes_peak()
+        layer = os.fstatvfs(self._tree)
+        status = os.waitstatus_to_exitcode(self._ended.status) if self._ended is not None else None
+        exec_ns = self._started.exec_ns if self._started is not None else self._end_ns
+        return Facts(
+            exit_code=status if status is not None and status >= 0 else None,
+            signal=-status if status is not None and status < 0 else None,
+            exec_errno=self._exec_errno,
+            ending=self._ending,
+            cpu_time_ns=self._cpu_used_ns() if self._started is not None else 0,
+            wall_time_ns=max(0, self._end_ns - exec_ns),
+            memory_peak_bytes=self._leaf.memory_peak_bytes(),
+            processes_peak=None if peak is None else max(0, peak - 1),  # PID 1 is ours
+            oom_kills=oom.kills,
+            own_limit_hit=oom.own_limit_hits > 0,
+            init_died=self._ended is None and not self._asked_to_die,
+            disk_full=layer.f_bfree == 0 or layer.f_ffree == 0,
+            stdout_bytes=self._streams.total_bytes[Stream.STDOUT],
+            stderr_bytes=self._streams.total_bytes[Stream.STDERR],
+            failure=self._failure,
+        )
+
+    def _collect(self) -> tuple[tuple[InputFile, ...], int]:
+        if self._stage is None or not self._stage.collect or self._ended is None:
+            return (), 0
+        collection = Collection(self._stage.collect, COLLECT_FILES_MAX, COLLECT_BYTES_MAX)
+        collection.take(self._tree, plan.WORKING_DIRECTORY.lstrip("/"))
+        return tuple(collection.files), collection.omitted
+
+    # --- teardown
+
+    def _tear_down(self) -> None:
+        """Lets PID 1 go (end of file on its control socket); when it is reaped the cgroup and the slot follow."""
+        if self._streams is not None:
+            self._streams.close()
+        if self._tree >= 0:
+            os.close(self._tree)
+            self._tree = -1
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self._init_control.close()
+        if self._leaf.oom_fd is not None:
+            self._loop.remove_reader(self._leaf.oom_fd)
+        if self._pidfd < 0:
+            self._remove(time.monotonic() + REMOVE_DEADLINE_S)
+        else:
+            self._timers.append(self._loop.call_later(KILL_DEADLINE_S, self._insist))
+
+    def _insist(self) -> None:
+        log.warning("sandbox outlived its control socket", slot=self._slot)
+        self._leaf.kill()
+
+    def _remove(self, deadline: float) -> None:
+        """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and said so."""
+        self._cancel_timers()
+        if self._outer_pid is not None:
+            os.waitpid(self._outer_pid, 0)  # it ends right after PID 1's birth, or never came that far
+            self._outer_pid = None
+        if self._leaf.remove():
+            self.state = State.GONE
+            self._workshop.slots.free(self._slot)
+            self._on_gone()
+        elif time.monotonic() < deadline:
+            self._timers.append(self._loop.call_later(REMOVE_RETRY_S, self._remove, deadline))
+        else:
+            log.error("cgroup cannot be removed; its uid slot stays taken", slot=self._slot)
+
+    def _after(self, delay_s: float, callback: Callable[[], None], state: State) -> None:
+        """Calls back after `delay_s` if the sandbox is still in `state`."""
+
+        def due() -> None:
+            if self.state is state:
+                callback()
+
+        self._timers.append(self._loop.call_later(delay_s, due))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()

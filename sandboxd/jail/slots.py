@@ -1,0 +1,79 @@
+"""Slots: blocks of 65,536 host uids, one for each live sandbox and shared with no other.
+
+Pipes, keys, inotify watches and pending signals are pools per uid: two jobs with one uid could signal through them. A
+slot is
+claimed for the whole host by a file that names the instance, and freed only when the slot's cgroup is proved empty.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sandboxd.errors import HostError
+from sandboxd.instance import RUN_ROOT
+
+SLOTS_DIR = RUN_ROOT / "slots"
+FIRST_ID = 0x70000000
+"""Below lie Debian's subuid ranges and systemd-nspawn's."""
+LAST_ID = 0x7FFE0000
+IDS = 65_536
+COUNT = (LAST_ID - FIRST_ID) // IDS
+
+
+class Slots:
+    """Claims slots for one instance, lowest number first (a slot used before has its build list in the cache)."""
+
+    def __init__(self, instance: str) -> None:
+        self._owner = instance.encode()
+        SLOTS_DIR.mkdir(0o700, exist_ok=True)
+        self._dir = os.open(SLOTS_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._held: set[int] = set()
+
+    def claim(self) -> int:
+        """A free slot's number. Raises HostError when none of the host's is free."""
+        for number in range(COUNT):
+            if number in self._held:
+                continue
+            try:
+                fd = os.open(str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
+            except FileExistsError:
+                continue
+            try:
+                os.write(fd, self._owner)
+            finally:
+                os.close(fd)
+            self._held.add(number)
+            return number
+        raise HostError("uid slots", f"all {COUNT} are taken", "run fewer sandboxes at once on this host")
+
+    def free(self, number: int) -> None:
+        """Gives a slot back. Precondition: no process of it is left."""
+        os.unlink(str(number), dir_fd=self._dir)
+        self._held.discard(number)
+
+    def close(self) -> None:
+        os.close(self._dir)
+
+
+def first_id(number: int) -> int:
+    """The slot's first host uid and gid."""
+    return FIRST_ID + number * IDS
+
+
+def claimed() -> dict[int, str]:
+    """Every claimed slot of the host, and the instance that claimed it."""
+    if not SLOTS_DIR.exists():
+        return {}
+    owners: dict[int, str] = {}
+    for path in SLOTS_DIR.iterdir():
+        try:
+            owners[int(path.name)] = path.read_text()
+        except FileNotFoundError:
+            continue  # freed meanwhile
+    return owners
+
+
+def release(number: int) -> None:
+    """Frees a slot that a dead instance left; the caller has proved that nothing runs in it."""
+    Path(SLOTS_DIR / str(number)).unlink(missing_ok=True)

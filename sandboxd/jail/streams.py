@@ -1,0 +1,140 @@
+"""A payload's stdin, stdout and stderr, as the launcher holds them: pipes that never block, counted byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+from collections.abc import Callable
+
+from sandboxd.jail import syscalls
+from sandboxd.jail.protocol import CHUNK_BYTES
+
+
+class Stream(enum.IntEnum):
+    STDOUT = 0
+    STDERR = 1
+
+
+class Streams:
+    """Made with the job. `ends` are the payload's descriptors 0, 1 and 2: the caller passes them on and closes them.
+
+    stdin is a sealed memfd opened anew for reading, or a pipe when chunks will come. All are given to the payload's id,
+    so that it can open /dev/stdin and its siblings.
+    """
+
+    def __init__(self, stdin: bytes | None, owner_id: int, on_chunk: Callable[[Stream, bytes], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_chunk = on_chunk
+        self._fds = [-1, -1]
+        self._stdin = -1
+        self._queue = bytearray()
+        self._closing = False
+        self._paused = False
+        self.total_bytes = [0, 0]
+        self.ends: list[int] = []
+        try:
+            self.ends.append(self._make_stdin(stdin))
+            for stream in Stream:
+                self._fds[stream], write_end = os.pipe2(os.O_CLOEXEC)
+                self.ends.append(write_end)
+                os.set_blocking(self._fds[stream], False)
+            for fd in self.ends[0 if stdin is None else 1 :]:
+                os.fchown(fd, owner_id, owner_id)
+        except BaseException:
+            self.close()
+            raise
+        for stream in Stream:
+            self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
+
+    def _make_stdin(self, stdin: bytes | None) -> int:
+        if stdin is not None:
+            memfd = syscalls.sealed_memfd("stdin", stdin)
+            try:
+                return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(memfd)
+        read_end, self._stdin = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._stdin, False)
+        return read_end
+
+    def close_ends(self) -> None:
+        """The payload has its ends, or will never get them."""
+        for fd in self.ends:
+            os.close(fd)
+        self.ends.clear()
+
+    def write_stdin(self, chunk: bytes) -> int:
+        """Queues a chunk; returns the bytes now waiting. What a payload that closed stdin would get is dropped."""
+        if self._stdin >= 0:
+            self._queue += chunk
+            self._flush_stdin()
+        return len(self._queue)
+
+    def close_stdin(self) -> None:
+        """The payload sees the end once it has read what is queued."""
+        self._closing = True
+        if self._stdin >= 0:
+            self._flush_stdin()
+
+    def _flush_stdin(self) -> None:
+        try:
+            while self._queue:
+                del self._queue[: os.write(self._stdin, self._queue[:CHUNK_BYTES])]
+        except BlockingIOError:
+            self._loop.add_writer(self._stdin, self._flush_stdin)
+            return
+        except BrokenPipeError:
+            self._queue.clear()
+            self._closing = True
+        self._loop.remove_writer(self._stdin)
+        if self._closing:
+            os.close(self._stdin)
+            self._stdin = -1
+
+    def pause(self, paused: bool) -> None:
+        """Back-pressure: while paused nothing is read, and the payload blocks on a full pipe."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        for stream in Stream:
+            if self._fds[stream] >= 0:
+                if paused:
+                    self._loop.remove_reader(self._fds[stream])
+                else:
+                    self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
+
+    def _read_chunk(self, stream: Stream) -> bool:
+        """One read; False when nothing is there now, or never will be (the stream is closed then)."""
+        try:
+            chunk = os.read(self._fds[stream], CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._close(stream)
+            return False
+        self.total_bytes[stream] += len(chunk)
+        self._on_chunk(stream, chunk)
+        return True
+
+    def drain(self) -> None:
+        """Reads what a dead sandbox left in its pipes: at most a pipe's capacity each."""
+        for stream in Stream:
+            while self._fds[stream] >= 0 and self._read_chunk(stream):
+                pass
+
+    def _close(self, stream: Stream) -> None:
+        if self._fds[stream] >= 0:
+            self._loop.remove_reader(self._fds[stream])
+            os.close(self._fds[stream])
+            self._fds[stream] = -1
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.close_ends()
+        for stream in Stream:
+            self._close(stream)
+        if self._stdin >= 0:
+            self._loop.remove_writer(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1

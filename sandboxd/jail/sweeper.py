@@ -1,0 +1,102 @@
+"""Finds and removes what a dead launcher left: processes, cgroups, slots, run directories. Run at every start.
+
+It touches what belongs to its own instance, whose lock it holds, and to `run-*` instances whose lock nobody holds.
+Mounts and namespaces need no sweeping: they live in sandboxes' private namespaces and go with their processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from sandboxd.errors import HostError
+from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.jail import slots
+from sandboxd.jail.cgroups import PREFIX, remove_folder
+from sandboxd.jail.workshop import remove_tree
+
+log = structlog.get_logger()
+
+RECORD = "cgroups.json"
+PRIVATE_PREFIX = "run-"
+_EMPTY_DEADLINE_S = 5.0
+
+
+def take_lock(instance: Instance) -> int:
+    """An exclusive flock on the instance, held until the descriptor is closed. Raises HostError when another has it."""
+    fd = os.open(instance.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise HostError(
+            "instance", f"a launcher of instance {instance.name!r} is already running", "use --instance OTHER"
+        ) from None
+    return fd
+
+
+def record(instance: Instance, parents: tuple[Path, ...]) -> None:
+    """Notes where this launcher's cgroups are, for whoever must sweep them."""
+    (instance.run_dir / RECORD).write_bytes(msgspec.json.encode([str(path) for path in parents]))
+
+
+def sweep(instance: Instance) -> int:
+    """Removes leftovers; returns how many cgroups were found. Precondition: the instance's lock is held."""
+    count = _sweep_one(instance.name)
+    for run_dir in RUN_ROOT.glob(f"{PRIVATE_PREFIX}*"):
+        if run_dir.name != instance.name and _abandoned(run_dir):
+            count += _sweep_one(run_dir.name)
+            remove_tree(run_dir)
+    return count
+
+
+def _abandoned(run_dir: Path) -> bool:
+    try:
+        fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _sweep_one(name: str) -> int:
+    parents = _recorded(name)
+    leaves = [leaf for parent in parents if parent.is_dir() for leaf in parent.iterdir() if leaf.is_dir()]
+    for leaf in leaves:
+        if (leaf / "cgroup.kill").exists() and leaf.name != "launcher":
+            (leaf / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + _EMPTY_DEADLINE_S
+    left = leaves
+    while left and time.monotonic() < deadline:
+        left = [leaf for leaf in left if not remove_folder(leaf)]
+        if left:
+            time.sleep(0.005)
+    stuck = {leaf.name for leaf in left if leaf.name != "launcher"}
+    for path in stuck:
+        log.error("leftover cgroup cannot be removed", instance=name, leaf=path)
+    for number, owner in slots.claimed().items():
+        if owner == name and f"slot-{number}" not in stuck:
+            slots.release(number)
+    for parent in parents:
+        remove_folder(parent)
+    if leaves:
+        log.info("swept leftovers", instance=name, cgroups=len(leaves))
+    return len(leaves)
+
+
+def _recorded(name: str) -> list[Path]:
+    try:
+        paths = msgspec.json.decode((RUN_ROOT / name / RECORD).read_bytes(), type=list[str])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return []
+    return [Path(path) for path in paths if Path(path).name == f"{PREFIX}{name}"]
