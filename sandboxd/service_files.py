@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sandboxd import redis_server
 from sandboxd.errors import SandboxdError
-from sandboxd.instance import RUN_ROOT, SERVICE_USER, Instance
+from sandboxd.instance import SERVICE_USER, Instance
 
 TOKEN_BYTES = 32
 
@@ -29,13 +29,13 @@ class CannotServe(SandboxdError):
 def own_service(instance: Instance) -> Iterator[None]:
     """Make the service's folders and hold its lock. Raises CannotServe when the instance is served already."""
     user = pwd.getpwnam(SERVICE_USER)
-    for folder in (RUN_ROOT, instance.run_dir, Path(instance.state_root), instance.state_dir):
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    instance.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    check_reachable(instance.state_dir)
+    instance.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     for folder in (instance.redis_socket.parent, redis_server.data_folder(instance)):
         folder.mkdir(mode=0o700, exist_ok=True)
         # The folder above is root's alone, so nobody can have put a link here.
         os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    check_reachable(instance.state_dir)
     lock = lock_service(instance)
     try:
         yield

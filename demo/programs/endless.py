@@ -1,3 +1,4 @@
 """Never ends by itself."""
+
 while True:
     pass

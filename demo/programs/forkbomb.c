@@ -1,4 +1,5 @@
 /* Doubles itself as often as it is let, then says what it met. */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,12 +1,25 @@
 """Looks for what is not its own: passwords, other processes, a way out. Succeeds (exit status 0) when it finds nothing."""
+
 import os
 import socket
 import sys
 
 found = []
-for path in ("/etc/shadow", "/root", "/etc/ssh", "/home", "/var/lib/sandboxd", "/run/sandboxd", "/sys/kernel", "/dev/mem"):
+for path in (
+    "/etc/shadow",
+    "/root",
+    "/etc/ssh",
+    "/home",
+    "/var/lib/sandboxd",
+    "/run/sandboxd",
+    "/sys/kernel",
+    "/dev/mem",
+):
     try:
-        found.append(f"{path}: {os.listdir(path) if os.path.isdir(path) else open(path, 'rb').read(20)!r}")
+        seen = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(20)
+        print(f"{path}: {seen or 'empty'}")
+        if seen:
+            found.append(path)
     except OSError as error:
         print(f"{path}: {error.strerror}")
 

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from sandboxd import redis_server, service_files
-from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.instance import Instance
 from sandboxd.serve import redis_spec
 from sandboxd.service_files import own_service
 from sandboxd.supervisor import Supervisor
@@ -98,4 +98,4 @@ def test_a_state_folder_that_the_service_user_cannot_reach_is_named(tmp_path: Pa
     instance = Instance(name=f"closed-{os.getpid()}", state_root=str(closed))
     with pytest.raises(service_files.CannotServe, match=str(closed)), own_service(instance):
         pytest.fail("started")
-    assert not (RUN_ROOT / instance.name / "serve.lock").exists()
+    assert not instance.run_dir.exists()
