@@ -84,10 +84,11 @@ def decide_job(stages: Sequence[tuple[str, Judgement]]) -> Judgement:
     """
     name, last = stages[-1]
     if name == "compile" and last.verdict not in (Verdict.OK, Verdict.INTERNAL_ERROR):
-        if last.verdict is Verdict.RUNTIME_ERROR:
-            reason = f"the program does not compile: the compiler ended with exit status {last.exit_code}"
+        ended = _ended_with(last.exit_code)
+        if last.reason == ended:
+            reason = f"the program does not compile: the compiler {ended}"
         else:
-            reason = f"the program does not compile: the compiler was {last.reason}"
+            reason = f"the compilation failed: {last.reason}"
         return Judgement(verdict=Verdict.COMPILE_ERROR, reason=reason, exit_code=last.exit_code, signal=last.signal)
     return last
 
@@ -179,8 +180,8 @@ def _ended_by_itself(facts: Facts, limits: Limits) -> tuple[Verdict, str]:
             why = f"it wrote a file larger than {describe_bytes(limits.file_size_bytes)}"
         return Verdict.SIGNALLED, f"ended by {signal_name(facts.signal)}" + (f": {why}" if why else "")
     if facts.exit_code:
-        return Verdict.RUNTIME_ERROR, f"ended with exit status {facts.exit_code}"
-    return Verdict.OK, "ended with exit status 0"
+        return Verdict.RUNTIME_ERROR, _ended_with(facts.exit_code)
+    return Verdict.OK, _ended_with(0)
 
 
 def _end(facts: Facts) -> str:
@@ -188,7 +189,11 @@ def _end(facts: Facts) -> str:
         return "could not be started"
     if facts.signal is not None:
         return f"was ended by {signal_name(facts.signal)}"
-    return f"ended with exit status {facts.exit_code}"
+    return _ended_with(facts.exit_code)
+
+
+def _ended_with(exit_code: int | None) -> str:
+    return f"ended with exit status {exit_code}"
 
 
 def _exec_exit_code(errno: int) -> int:

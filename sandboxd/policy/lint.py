@@ -92,8 +92,8 @@ def _redundant(profile: Profile) -> _Found:
             if key in seen:
                 yield where, f"{name} has the rule of syscalls[{seen[key]}] again"
             seen.setdefault(key, number)
-            # A denial that spells out its errno may equal the default's: it says why a known call is absent, and goes on
-            # saying it when the default changes.
+            # A denial that spells out its errno may equal the default's: it says why a known call is absent, and
+            # still holds when the default changes.
             if not rule.args and rule.verdict == default and rule.errno_ret is None and not ruled_otherwise[name]:
                 yield where, f"{name} gets the default's answer: the rule has no effect"
 
@@ -136,6 +136,6 @@ def _half_compared(profile: Profile) -> _Found:
             if mask > _INT_MASK and value <= _INT_MASK:
                 yield (
                     f"syscalls[{number}].args[{position}]",
-                    f"denies {rule.names[0]} by comparing all 64 bits: where the kernel reads an int, bit 32 evades it; use "
-                    f"{Operator.MASKED_EQ} with a mask of 32 bits",
+                    f"denies {rule.names[0]} by comparing all 64 bits, which bit 32 evades where it is an int: "
+                    f"use {Operator.MASKED_EQ} with a mask of 32 bits",
                 )

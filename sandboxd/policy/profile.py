@@ -101,7 +101,8 @@ def load_profile(path: Path) -> Profile:
         document = msgspec.json.decode(content, type=_Document)
     except msgspec.ValidationError as error:
         text, _, where = str(error).partition(" - at `$")
-        raise PolicyError(f"{path.name}: {where.rstrip('`').lstrip('.')}", text) from error
+        key = where.rstrip("`").lstrip(".")
+        raise PolicyError(f"{path.name}: {key}" if key else path.name, text) from error
     except msgspec.DecodeError as error:
         raise PolicyError(path.name, f"not valid JSON: {error}") from error
     _check(path.name, document)
