@@ -22,14 +22,15 @@ from sandboxd.jail.plan import LAYERS, Layer
     type=click.Choice(LAYERS),
     help="Control run: leave this layer out (refused for the instance `default`); every result says so.",
 )
+@click.option("--quiet", is_flag=True, help="Log warnings and errors alone.")
 @reported
-def command(name: str | None, without: tuple[Layer, ...]) -> None:
+def command(name: str | None, without: tuple[Layer, ...], quiet: bool) -> None:
     """Build, watch and destroy sandboxes for one instance, as root.
 
     \b
     Example: sudo sandboxd launcher --instance default
     """
-    logging.configure("launcher")
+    logging.configure("launcher", level="warning" if quiet else "info")
     ensure_delegated()
     asyncio.run(_serve(Instance.from_environment(name), without))
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from sandboxd.errors import HostError
 from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Hierarchies, Leaf, OomCounts, field, remove_folder
 from sandboxd.spec import KIB
 
 MEMSW_SLACK_BYTES = 256 * KIB
-"""Swap that a job could use. With none, memory+swap would fail before memory does, and v1 counts only memory's failures;
+"""Swap that a job could use. With none, memory+swap would fail before memory does, and v1 counts only memory's
+failures;
 one batch of charges (64 pages) is enough."""
 
 
@@ -81,9 +81,6 @@ class HybridLeaf:
 
 class HybridCgroups:
     """The instance's folder in the v2, memory and pids hierarchies, below the launcher's own cgroup in each."""
-
-    kind: Literal["v2", "hybrid"] = "hybrid"
-    v1_controllers: tuple[str, ...] = V1_CONTROLLERS
 
     def __init__(self, name: str, found: Hierarchies) -> None:
         missing = [controller for controller in V1_CONTROLLERS if controller not in found.v1]

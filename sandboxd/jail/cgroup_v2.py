@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from sandboxd.errors import HostError
 from sandboxd.jail.cgroups import MEMBERS, V2_CONTROLLERS, Folder, Leaf, OomCounts, field, remove_folder
@@ -63,9 +62,6 @@ class PureCgroups:
     launcher
     to one of the instance's. A launcher started out of that leaf (a restart, a second instance) uses the same base.
     """
-
-    kind: Literal["v2", "hybrid"] = "v2"
-    v1_controllers: tuple[str, ...] = ()
 
     def __init__(self, name: str, own: Path) -> None:
         self._base = own.parent if own.name == MEMBERS else own

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from sandboxd.errors import HostError
 from sandboxd.spec import Struct
@@ -53,9 +53,6 @@ class Leaf(Protocol):
 
 class Cgroups(Protocol):
     """An instance's part of the cgroup tree."""
-
-    kind: Literal["v2", "hybrid"]
-    v1_controllers: tuple[str, ...]
 
     def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
         """A new leaf with its limits written before any task can enter."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandboxd.errors import HostError, SandboxdError
 from sandboxd.jail import abi, syscalls
-from sandboxd.jail.cgroups import Cgroups, Hierarchies, detect
+from sandboxd.jail.cgroups import V1_CONTROLLERS, Hierarchies, detect
 from sandboxd.jail.plan import HostFacts
 from sandboxd.spec import Struct
 
@@ -32,14 +32,15 @@ class Finding(Struct, frozen=True, kw_only=True):
     remedy: str
 
 
-def host_facts(cgroups: Cgroups) -> HostFacts:
+def host_facts() -> HostFacts:
     """What planning needs. Raises HostError where a must is missing."""
+    hierarchies = detect()
     landlock = syscalls.landlock_abi()
     if landlock is None or landlock < LANDLOCK_ABI_MIN:
         raise HostError("landlock", f"ABI {landlock} found, {LANDLOCK_ABI_MIN} or newer needed", _LANDLOCK_REMEDY)
     return HostFacts(
-        cgroup=cgroups.kind,
-        v1_controllers=cgroups.v1_controllers,
+        cgroup="hybrid" if hierarchies.hybrid else "v2",
+        v1_controllers=V1_CONTROLLERS if hierarchies.hybrid else (),
         landlock_abi=landlock,
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
         core_pattern_is_pipe=_core_pattern().startswith(("|", "@")),

@@ -126,7 +126,7 @@ class Launcher:
             "ready",
             instance=self.instance.name,
             languages=sorted(offered),
-            cgroup=cgroups.kind,
+            cgroup=self.workshop.host.cgroup,
             without=sorted(self.without),
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from sandboxd.errors import HostError
 from sandboxd.jail import plan, steps, syscalls
 from sandboxd.jail.cgroups import Cgroups
+from sandboxd.jail.facts import host_facts
 from sandboxd.jail.plan import BuildInputs, Layer, Programs
 from sandboxd.jail.rootfs import Image
 from sandboxd.jail.slots import Slots, first_id
@@ -50,9 +51,7 @@ class Workshop:
         self.image = image
         self.run_dir = str(run_dir)
         self.without = without
-        from sandboxd.jail.facts import host_facts
-
-        self.host = host_facts(cgroups)
+        self.host = host_facts()
         self._programs = {
             name: compile_profile(load_profile(profile_path(policy_folder, name)), cache_dir)
             for name in {INIT_PROFILE, *(policy.seccomp for policy in policies.values())}

@@ -1,0 +1,79 @@
+"""A job from a command line: the options that `run` and `explain` share, and the request they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sandboxd.catalogue import Catalogue
+from sandboxd.errors import InputError
+from sandboxd.guess import guess_language
+from sandboxd.policy.units import parse_assignments
+from sandboxd.spec import SOURCE_MAX_BYTES, InputFile, JobRequest
+
+COMMAND_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""What follows FILE belongs to the program."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def job_options(function: F) -> F:
+    """Adds the options and arguments from which `make_request` builds a job."""
+    for decorate in reversed(
+        (
+            click.option("--language", help="Name of the language.  [default: from the file's name]"),
+            click.option("--policy", default="default", show_default=True, help="What the program may do."),
+            click.option("--image", help="What the program runs in.  [default: the policy's]"),
+            click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Such as memory_bytes=64M."),
+            click.option(
+                "--compile-limit", "compile_limits", multiple=True, metavar="NAME=VALUE", help="For compiling."
+            ),
+            click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="Variable of the program's."),
+            click.option("--instance", help="Instance to use.  [default: $SANDBOXD_INSTANCE or default]"),
+            click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+            click.argument("args", nargs=-1, type=click.UNPROCESSED),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def make_request(
+    catalogue: Catalogue,
+    *,
+    file: Path,
+    args: tuple[str, ...],
+    language: str | None,
+    policy: str,
+    image: str | None,
+    limits: tuple[str, ...],
+    compile_limits: tuple[str, ...],
+    env: tuple[str, ...],
+) -> JobRequest:
+    """The request; stdin is streamed. Raises InputError for what the command line got wrong."""
+    with file.open("rb") as opened:
+        content = opened.read(16 * SOURCE_MAX_BYTES + 1)
+    if len(content) > 16 * SOURCE_MAX_BYTES:
+        raise InputError("file", f"{file} is larger than {16 * SOURCE_MAX_BYTES} bytes")
+    names = {offered.name: offered.source_name for offered in catalogue.languages}
+    chosen = language or guess_language(file.name, content[:4], names)
+    variables = {}
+    for text in env:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("env", f"{text[:64]!r} is not NAME=VALUE")
+        variables[name] = value
+    return JobRequest(
+        language=chosen,
+        files=(InputFile(path=file.name, content=content),),
+        stdin=None,
+        args=args,
+        env=variables,
+        policy=policy,
+        image=image,
+        limits=parse_assignments(limits, "limits"),
+        compile_limits=parse_assignments(compile_limits, "compile_limits"),
+    )

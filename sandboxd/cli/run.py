@@ -1,0 +1,144 @@
+"""`sandboxd run`: one program through launcher and sandbox, without a server; behaves as if it had run here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from sandboxd import document
+from sandboxd.cli.failure import reported
+from sandboxd.cli.request import COMMAND_SETTINGS, job_options, make_request
+from sandboxd.delegation import ensure_delegated
+from sandboxd.execution import Ended, run_job
+from sandboxd.exit_status import exit_status
+from sandboxd.instance import Instance
+from sandboxd.jail.local import is_running, local_launcher
+from sandboxd.output import KeptOutput
+from sandboxd.result import Verdict
+
+_QUIET = (Verdict.OK, Verdict.RUNTIME_ERROR)
+
+
+@click.command(context_settings=COMMAND_SETTINGS)
+@click.option("--json", "as_json", is_flag=True, help="Print the job's document instead of what the program prints.")
+@job_options
+@reported
+def command(
+    file: Path,
+    args: tuple[str, ...],
+    language: str | None,
+    policy: str,
+    image: str | None,
+    limits: tuple[str, ...],
+    compile_limits: tuple[str, ...],
+    env: tuple[str, ...],
+    instance: str | None,
+    as_json: bool,
+) -> None:
+    """Run FILE in a sandbox: stdin, stdout, stderr and exit status are passed on.
+
+    Uses the instance's running launcher, else starts one for this run alone (root).
+
+    \b
+    128 + N: signal N ended it.  124: a limit did.  125: the fault is ours.
+    Example:  echo 3 4 | sudo sandboxd run --limit cpu_time_s=2 --limit memory_bytes=64M sum.py
+    """
+    where = Instance.from_environment(instance)
+    if not is_running(where):
+        ensure_delegated()
+    created_at = document.now_rfc3339()
+    with local_launcher(where) as client, _cancelled_by_signals() as cancel_fd:
+        catalogue = client.catalogue()
+        request = make_request(
+            catalogue,
+            file=file,
+            args=args,
+            language=language,
+            policy=policy,
+            image=image,
+            limits=limits,
+            compile_limits=compile_limits,
+            env=env,
+        )
+        sink = None if as_json else _pass_on
+        ended = run_job(request, catalogue, client, sink=sink, stdin_fd=sys.stdin.fileno(), cancel_fd=cancel_fd)
+    if as_json:
+        _print_document(ended, created_at)
+    else:
+        _print_reason(ended)
+    raise SystemExit(_status(ended))
+
+
+@contextlib.contextmanager
+def _cancelled_by_signals() -> Iterator[int]:
+    """A descriptor that becomes readable on Ctrl-C or SIGTERM: the sandbox is then ended, not this process."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    before = {
+        number: signal.signal(number, lambda _number, _frame: os.eventfd_write(fd, 1))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield fd
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(fd)
+
+
+def _pass_on(stream: str, chunk: bytes) -> None:
+    output = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
+    output.write(chunk)
+    output.flush()
+
+
+def _print_document(ended: Ended, created_at: str) -> None:
+    judgement = ended.judgement
+    result = document.job_result(
+        verdict=judgement.verdict if judgement else None,
+        reason=judgement.reason if judgement else None,
+        stages=ended.stages,
+        policy=ended.policy,
+        image=ended.image,
+    )
+    failed = judgement is not None and judgement.verdict is Verdict.INTERNAL_ERROR
+    whole = document.job_document(
+        result,
+        job_id=None,
+        state="cancelled" if judgement is None else "failed" if failed else "finished",
+        created_at=created_at,
+        started_at=created_at,
+        finished_at=document.now_rfc3339(),
+        worker=None,
+    )
+    click.echo(document.encode(whole))
+
+
+def _print_reason(ended: Ended) -> None:
+    """The compiler's words go to stderr: they are about the program, not from it."""
+    last = ended.stages[-1]
+    if last.name == "compile":
+        for kept in (last.stdout, last.stderr):
+            sys.stderr.buffer.write(_whole(kept))
+        sys.stderr.buffer.flush()
+    if ended.judgement is None:
+        click.echo("sandboxd: cancelled", err=True)
+    elif ended.judgement.verdict not in _QUIET:
+        click.echo(f"sandboxd: {ended.judgement.reason}", err=True)
+
+
+def _whole(kept: KeptOutput) -> bytes:
+    head, tail = kept.kept()
+    return head + tail
+
+
+def _status(ended: Ended) -> int:
+    last = ended.stages[-1].judgement
+    if last is None:
+        return exit_status(None, None, None)
+    return exit_status(last.verdict, last.exit_code, last.signal)

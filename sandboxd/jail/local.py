@@ -1,0 +1,82 @@
+"""A launcher for one command: the running one of the instance, or a private one that lives as long as the command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from sandboxd.errors import HostError, LauncherUnavailable
+from sandboxd.instance import Instance
+from sandboxd.jail.client import LauncherClient
+from sandboxd.jail.sweeper import PRIVATE_PREFIX
+
+START_DEADLINE_S = 60.0
+"""A first start walks /usr for the image's digest and asks every language for its version."""
+_STOP_DEADLINE_S = 10.0
+_POLL_S = 0.01
+
+
+def is_running(instance: Instance) -> bool:
+    """Whether a launcher of this instance answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(instance.launcher_socket))
+        except PermissionError:
+            return True  # it is there; whether we may use it is said when we try
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def local_launcher(instance: Instance) -> Iterator[LauncherClient]:
+    """A client of the instance's launcher, else of a private one named `run-PID`, which is stopped afterwards.
+
+    Raises HostError without root where a private one is needed, LauncherUnavailable when it does not start.
+    """
+    if is_running(instance):
+        with contextlib.closing(LauncherClient(instance.launcher_socket)) as client:
+            yield client
+        return
+    if os.geteuid() != 0:
+        raise HostError(
+            "root", f"no launcher of instance {instance.name!r} runs, and starting one takes root", "run it with sudo"
+        )
+    private = Instance(name=f"{PRIVATE_PREFIX}{os.getpid()}", state_root=instance.state_root)
+    child = _spawn(private)
+    try:
+        _await(private, child)
+        with contextlib.closing(LauncherClient(private.launcher_socket)) as client:
+            yield client
+    finally:
+        child.terminate()
+        try:
+            child.wait(_STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _spawn(private: Instance) -> subprocess.Popen[bytes]:
+    """Quiet unless something is wrong; not in our process group, so that Ctrl-C reaches us alone."""
+    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet", "--instance", private.name]
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": private.state_root}
+    for name in ("SANDBOXD_POLICIES", "SANDBOXD_IN_SCOPE"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
+
+
+def _await(private: Instance, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while not is_running(private):
+        if child.poll() is not None:
+            raise LauncherUnavailable(f"the private launcher ended with status {child.returncode}; see above")
+        if time.monotonic() > deadline:
+            raise LauncherUnavailable(f"the private launcher was not ready within {START_DEADLINE_S:g} s")
+        time.sleep(_POLL_S)
