@@ -29,6 +29,7 @@ class CannotServe(SandboxdError):
 def own_service(instance: Instance) -> Iterator[None]:
     """Make the service's folders and hold its lock. Raises CannotServe when the instance is served already."""
     user = pwd.getpwnam(SERVICE_USER)
+    os.umask(0o022)  # the modes below are meant as they stand, whatever root's shell says
     instance.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     check_reachable(instance.state_dir)
     instance.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -104,9 +104,14 @@ class Child:
         log.debug("started", child=self.spec.name, pid=self._process.pid)
 
     def reap(self) -> str | None:
-        """How the process ended, in words; None while it runs or when there is none."""
-        if self._process is None or (status := self._process.poll()) is None:
+        """How the process ended, in words; None while it runs or when there is none. What it left behind is killed."""
+        if self._process is None or not select.select([self._pidfd], [], [], 0)[0]:
             return None
+        # Processes that it forked (gunicorn's, Redis's) would keep its port. Before the wait: until then its number,
+        # which is its group's too, cannot be another's.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        status = self._process.wait()
         self._process = None
         os.close(self._pidfd)
         self._pidfd = -1

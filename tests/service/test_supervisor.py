@@ -104,6 +104,17 @@ def test_a_child_that_ignores_sigterm_is_killed_at_the_end_of_its_time(tmp_path:
     os.close(pidfd)
 
 
+def test_what_a_dead_child_forked_dies_with_it(fifo: Path) -> None:
+    """Else an orphan of the API would keep its port."""
+    with Supervisor(lambda *_: ask_for_the_end()) as supervisor:
+        child = supervisor.start(spec("parent", *shell(f"sleep 1000 & echo $! >{fifo}; wait")))
+        pidfd = os.pidfd_open(int(fifo.read_text()))
+        child.send(signal.SIGKILL)
+        supervisor.run()
+        assert ended(pidfd)
+        os.close(pidfd)
+
+
 def test_leaving_on_an_error_still_ends_the_children() -> None:
     with pytest.raises(ZeroDivisionError), Supervisor() as supervisor:  # noqa: PT012  # the point
         child = supervisor.start(spec("child", *SLEEP))
