@@ -59,7 +59,7 @@ def decide(facts: Facts, limits: Limits, *, output_kill_factor: int | None = Non
     Raises:
         ValueError: the stage was cancelled: it has no verdict.
     """
-    if facts.ending is Ending.CANCELLED:
+    if facts.ending is Ending.CANCELLED and facts.failure is None:
         raise ValueError("a cancelled stage has no verdict")
     verdict, reason = (
         _ended_by_memory(facts, limits)

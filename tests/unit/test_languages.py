@@ -63,8 +63,6 @@ def test_a_shipped_language_looks_for_its_tools_in_usr_alone(name: str) -> None:
 def test_the_version_is_found_in_what_the_tool_prints(name: str) -> None:
     version = SHIPPED[name].version
     assert version is not None
-    if not Path(version.command[0]).exists():
-        pytest.skip(f"no {version.command[0]} on this host")
     printed = subprocess.run(version.command, capture_output=True, text=True, check=True)
     found = version.find(printed.stdout + printed.stderr)
     assert found is not None
@@ -75,9 +73,6 @@ def test_the_version_is_found_in_what_the_tool_prints(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_the_self_test_passes_outside_of_a_sandbox_too(name: str, tmp_path: Path) -> None:
     definition = SHIPPED[name]
-    for tool in definition.tools:
-        if not Path(tool).exists():
-            pytest.skip(f"no {tool} on this host")
     source = file(definition.source_name, definition.self_test.source.encode())
     stages = plan_stages(
         JobRequest(language=name, files=(source,), stdin=definition.self_test.stdin.encode()), CATALOGUE

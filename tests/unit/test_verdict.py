@@ -200,6 +200,12 @@ ROWS: list[tuple[str, dict[str, Any], Verdict, str]] = [
         V.INTERNAL_ERROR,
         "CopyIn failed with ENOSPC",
     ),
+    (
+        "step failed before a cancellation",
+        {**NOT_STARTED, "failure": NO_MEMORY, "ending": Ending.CANCELLED},
+        V.INTERNAL_ERROR,
+        "Mount",
+    ),
     ("init died", {**NOT_STARTED, "init_died": True}, V.INTERNAL_ERROR, "the sandbox itself died"),
     (
         "init died after the limit",
