@@ -15,12 +15,13 @@ launcher keeps the limits. Sources: rq 3 `rq/worker/base.py`; pinned below 4, wh
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import structlog
 from redis.client import Pipeline
@@ -99,8 +100,13 @@ class SandboxWorker(Worker):
                 raise SystemExit
             self._finish(job, execution, attempt, ended)
         finally:
-            with self._lock:
-                self._running = None
+            self._set_running(None)
+
+    def _set_running(self, job_id: str | None) -> None:
+        """From here on commands mean this job; a poke that was meant for the one before is forgotten."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            self._running = job_id
+            os.eventfd_read(self._cancel_fd)
 
     def _is_allowed(self, job: Job) -> bool:
         try:
@@ -118,10 +124,7 @@ class SandboxWorker(Worker):
 
     def _begin(self, job: Job, queue: Queue) -> tuple[Execution, Claim]:
         """One transaction: our claim, and what RQ's `prepare_execution` and `prepare_job_execution` record."""
-        with self._lock:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._cancel_fd)
-            self._running = job.id
+        self._set_running(job.id)
         if self._cold:
             os.eventfd_write(self._cancel_fd, 1)
         with self._jobs.transaction() as pipeline:
@@ -158,7 +161,7 @@ class SandboxWorker(Worker):
                 return attempt, ended
             log.warning("a job is run once more", job=job.id, reason=ended.judgement.reason)
             attempt = following
-            self._await_launcher(tick)
+            self._await_launcher(tick, LAUNCHER_TIMEOUT_S)
 
     def _again(self, job: Job, attempt: int) -> int:
         try:
@@ -166,11 +169,11 @@ class SandboxWorker(Worker):
         except StoreUnavailable:
             return 0
 
-    def _await_launcher(self, tick: Any) -> None:  # noqa: ANN401  # Callable[[], None]
+    def _await_launcher(self, tick: Callable[[], None], timeout_s: float | None) -> None:
         """Wait until the launcher answers; a poke or the deadline ends it too, and the next try then says what is
         wrong.
         """
-        deadline = time.monotonic() + LAUNCHER_TIMEOUT_S
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(InternalError):
                 self._launcher.connect()
@@ -337,10 +340,12 @@ class SandboxWorker(Worker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """As RQ's, but a queue entry that cannot even be decoded is thrown away: it would end every worker that meets
-        it.
+        """As RQ's, with two differences. A worker without a launcher takes no job, which another host's could run.
+        And an
+        entry of the queue that cannot even be decoded is thrown away: it would end every worker that meets it.
         """
         while True:
+            self._await_launcher(self.heartbeat, None)
             try:
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
             except Exception as error:

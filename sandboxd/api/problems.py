@@ -13,13 +13,13 @@ from flask import Flask, Response
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from sandboxd.bounds import printable
 from sandboxd.errors import InputError, InternalError, StoreUnavailable
 
 log = structlog.get_logger()
 
 CONTENT_TYPE = "application/problem+json"
 _FIELD_ERRORS_MAX = 20
-_NAME_MAX = 64
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -102,12 +102,6 @@ def invalid(field: str, message: str) -> Problem:
     """One field is wrong."""
     detail = f"{field}: {message}" if field else message
     return problem("invalid-input", detail, errors=[FieldError(field, message)])
-
-
-def printable(name: str) -> str:
-    """A name that a client chose, fit to be shown: short, and without control characters or lone surrogates."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name[:_NAME_MAX])
-    return shown + ("..." if len(name) > _NAME_MAX else "")
 
 
 def field_path(location: Sequence[int | str]) -> str:
