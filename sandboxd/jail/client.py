@@ -14,7 +14,7 @@ from pathlib import Path
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, LauncherUnavailable, ProtocolError
 from sandboxd.jail import protocol
-from sandboxd.jail.protocol import CHUNK_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.result import StageOutcome
 from sandboxd.spec import StageSpec
 
@@ -127,6 +127,7 @@ class _Run:
         self._sinks = {Kind.STDOUT: on_stdout, Kind.STDERR: on_stderr}
         self._on_idle = on_idle
         self._idle_s = idle_s
+        self._window = STDIN_WINDOW_BYTES
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._stdin_fd = stdin_fd if stage.stdin is None else None
@@ -165,6 +166,8 @@ class _Run:
             match kind:
                 case Kind.STDOUT | Kind.STDERR:
                     self._sinks[kind](body)
+                case Kind.TAKEN:
+                    self._on_taken(COUNT.unpack(body)[0])
                 case Kind.OUTCOME:
                     return protocol.decode(body, StageOutcome)
                 case Kind.REFUSED:
@@ -175,9 +178,19 @@ class _Run:
         return None
 
     def _forward_stdin(self, fd: int) -> None:
-        chunk = os.read(fd, CHUNK_BYTES)
+        """Sends one chunk; with the window used up stdin is left alone until the payload took some."""
+        chunk = os.read(fd, min(CHUNK_BYTES, self._window))
         if chunk:
+            self._window -= len(chunk)
             self._sock.sendall(frame(Kind.STDIN, chunk))
+            if self._window == 0:
+                self._poll.unregister(fd)
         else:
+            self._stdin_fd = None
             self._poll.unregister(fd)
             self._sock.sendall(frame(Kind.STDIN_END))
+
+    def _on_taken(self, count: int) -> None:
+        if self._window == 0 and self._stdin_fd is not None:
+            self._poll.register(self._stdin_fd, select.POLLIN)
+        self._window += count

@@ -12,8 +12,8 @@ import structlog
 
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
-from sandboxd.jail.protocol import CHUNK_BYTES, Frames, Kind, Refusal, frame
-from sandboxd.jail.sandbox import Sandbox
+from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, Failure, StageOutcome, no_facts
 from sandboxd.spec import MIB, InputFile, StageSpec
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _OUTGOING_PAUSE_BYTES = 1 * MIB
-_STDIN_PAUSE_BYTES = 1 * MIB
 _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
 
 
@@ -40,21 +39,15 @@ class Connection:
         self._frames = Frames(protocol.TO_LAUNCHER)
         self._outgoing = bytearray()
         self._writing = False
-        self._reading = False
         self._stage: StageSpec | None = None
         self._sandbox: Sandbox | None = None
         self._stdin_open = False
+        self._early_stdin = bytearray()
+        self._window = 0
         self._closed = False
-        self._read(True)
+        self._loop.add_reader(self._sock, self._on_readable)
 
     # --- incoming
-
-    def _read(self, wanted: bool) -> None:
-        if wanted and not self._reading:
-            self._loop.add_reader(self._sock, self._on_readable)
-        elif not wanted and self._reading:
-            self._loop.remove_reader(self._sock)
-        self._reading = wanted
 
     def _on_readable(self) -> None:
         try:
@@ -79,13 +72,14 @@ class Connection:
             case Kind.RUN if self._stage is None:
                 self._on_run(protocol.decode(body, StageSpec))
             case Kind.STDIN if self._stdin_open:
-                if self._sandbox is not None and self._sandbox.write_stdin(body) > _STDIN_PAUSE_BYTES:
-                    self._read(False)
-                    self._loop.call_later(0.01, self._resume_stdin)
+                self._window -= len(body)
+                if self._window < 0:
+                    raise ProtocolError(f"more than {STDIN_WINDOW_BYTES} bytes of stdin that were not taken yet")
+                self._early_stdin += body
+                self._feed_stdin()
             case Kind.STDIN_END if self._stdin_open:
                 self._stdin_open = False
-                if self._sandbox is not None:
-                    self._sandbox.close_stdin()
+                self._feed_stdin()
             case Kind.STDIN | Kind.STDIN_END | Kind.KILL if self._stage is None:
                 pass  # crossed with our OUTCOME
             case Kind.KILL:
@@ -93,14 +87,14 @@ class Connection:
             case _:
                 raise ProtocolError(f"{kind.name} does not fit here")
 
-    def _resume_stdin(self) -> None:
-        """A payload that reads slowly slows its client down, and nothing is lost."""
-        if self._closed:
-            return
-        if self._sandbox is not None and self._sandbox.write_stdin(b"") > _STDIN_PAUSE_BYTES:
-            self._loop.call_later(0.01, self._resume_stdin)
-        else:
-            self._read(True)
+    def _feed_stdin(self) -> None:
+        """What came before the job was given waits here."""
+        if self._sandbox is not None and self._sandbox.state is State.RUNNING:
+            chunk = bytes(self._early_stdin)
+            self._early_stdin.clear()
+            self._sandbox.write_stdin(chunk)
+            if not self._stdin_open:
+                self._sandbox.close_stdin()
 
     def _on_run(self, stage: StageSpec) -> None:
         try:
@@ -110,6 +104,8 @@ class Connection:
             return
         self._stage = stage
         self._stdin_open = stage.stdin is None
+        self._window = STDIN_WINDOW_BYTES
+        self._early_stdin.clear()
         self._launcher.admit(self, stage)
 
     # --- sandbox's owner
@@ -121,6 +117,13 @@ class Connection:
     def on_ready(self) -> None:
         if self._sandbox is not None and self._stage is not None:
             self._sandbox.give(self._stage)
+            if self._stage is not None and self._stage.stdin is None:
+                self._feed_stdin()
+
+    def on_stdin_taken(self, count: int) -> None:
+        if self._stage is not None and count:
+            self._window += count
+            self._send(Kind.TAKEN, COUNT.pack(count))
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
         self._send(_STREAM_KINDS[stream], chunk)
@@ -151,7 +154,6 @@ class Connection:
             files_omitted=files_omitted,
         )
         self._send(Kind.OUTCOME, protocol.encode(outcome))
-        self._read(not self._closed)
 
     # --- outgoing
 
@@ -186,7 +188,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._read(False)
+        self._loop.remove_reader(self._sock)
         if self._writing:
             self._loop.remove_writer(self._sock)
         self._sock.close()

@@ -308,6 +308,9 @@ class _Capture:
     def on_output(self, stream: Stream, chunk: bytes) -> None:
         self._printed[stream] += chunk[: max(0, self._stage.limits.output_bytes - len(self._printed[stream]))]
 
+    def on_stdin_taken(self, count: int) -> None:
+        """Its stages have stdin in full."""
+
     def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
         self.over.set_result((facts, b"\n".join(bytes(self._printed[stream]) for stream in Stream)))
 

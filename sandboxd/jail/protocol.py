@@ -6,6 +6,7 @@ directory.
                                    <-       OFFER
       RUN stage                    ->
       STDIN chunk ... STDIN_END    ->                      only when the stage's stdin is streamed
+                                   <-       TAKEN n        the payload's pipe took n bytes of it
                                    <-       STDOUT, STDERR chunk ...
       KILL                         ->                      at any time after RUN
                                    <-       OUTCOME, or REFUSED
@@ -29,7 +30,11 @@ from sandboxd.errors import ProtocolError
 from sandboxd.spec import KIB, MIB, Struct
 
 HEADER = struct.Struct("=B3xI")
+COUNT = struct.Struct("=I")
+"""Body of TAKEN."""
 CHUNK_BYTES = 64 * KIB
+STDIN_WINDOW_BYTES = 1 * MIB
+"""Sent and not yet TAKEN: a client that sends more is cut off. Reading from it never stops, so that its end is seen."""
 STAGE_BYTES = 64 * MIB
 COLLECT_FILES_MAX = 256
 COLLECT_BYTES_MAX = 32 * MIB
@@ -48,6 +53,7 @@ class Kind(enum.IntEnum):
     STDERR = 18
     OUTCOME = 19
     REFUSED = 20
+    TAKEN = 21
 
 
 TO_LAUNCHER = {Kind.CATALOGUE: 0, Kind.RUN: STAGE_BYTES, Kind.STDIN: CHUNK_BYTES, Kind.STDIN_END: 0, Kind.KILL: 0}
@@ -58,6 +64,7 @@ TO_CLIENT = {
     Kind.STDERR: CHUNK_BYTES,
     Kind.OUTCOME: STAGE_BYTES,
     Kind.REFUSED: CHUNK_BYTES,
+    Kind.TAKEN: COUNT.size,
 }
 
 

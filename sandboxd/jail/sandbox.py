@@ -74,6 +74,7 @@ class Owner(Protocol):
     def on_admitted(self, sandbox: Sandbox) -> None: ...
     def on_ready(self) -> None: ...
     def on_output(self, stream: Stream, chunk: bytes) -> None: ...
+    def on_stdin_taken(self, count: int) -> None: ...
     def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None: ...
     def on_failed(self, error: InternalError) -> None:
         """No sandbox could be made."""
@@ -165,16 +166,17 @@ class Sandbox:
         payload_id = self._inputs.id_base + plan.PAYLOAD_ID
         memfd = syscalls.sealed_memfd("sandboxd-job", job_list)
         try:
-            self._streams = Streams(stage.stdin, payload_id, self._on_chunk)
+            self._streams = Streams(stage.stdin, payload_id, self._on_chunk, self._owner.on_stdin_taken)
             socket.send_fds(self._control, [b"j"], [memfd, *self._streams.ends])
         finally:
             os.close(memfd)
             if self._streams is not None:
                 self._streams.close_ends()
 
-    def write_stdin(self, chunk: bytes) -> int:
-        """Queues a chunk for the payload; returns the bytes now waiting."""
-        return self._streams.write_stdin(chunk) if self._streams is not None else 0
+    def write_stdin(self, chunk: bytes) -> None:
+        """Queues a chunk for the payload. Precondition: the job was given."""
+        if self._streams is not None:
+            self._streams.write_stdin(chunk)
 
     def close_stdin(self) -> None:
         """The payload sees the end once it has read what is queued."""

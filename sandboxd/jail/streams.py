@@ -23,9 +23,16 @@ class Streams:
     so that it can open /dev/stdin and its siblings.
     """
 
-    def __init__(self, stdin: bytes | None, owner_id: int, on_chunk: Callable[[Stream, bytes], None]) -> None:
+    def __init__(
+        self,
+        stdin: bytes | None,
+        owner_id: int,
+        on_chunk: Callable[[Stream, bytes], None],
+        on_taken: Callable[[int], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_chunk = on_chunk
+        self._on_taken = on_taken
         self._fds = [-1, -1]
         self._stdin = -1
         self._queue = bytearray()
@@ -64,12 +71,14 @@ class Streams:
             os.close(fd)
         self.ends.clear()
 
-    def write_stdin(self, chunk: bytes) -> int:
-        """Queues a chunk; returns the bytes now waiting. What a payload that closed stdin would get is dropped."""
+    def write_stdin(self, chunk: bytes) -> None:
+        """Queues a chunk; `on_taken` is called as the pipe takes it. What a payload that closed stdin would get is
+        dropped, and counts as taken."""
         if self._stdin >= 0:
             self._queue += chunk
             self._flush_stdin()
-        return len(self._queue)
+        else:
+            self._on_taken(len(chunk))
 
     def close_stdin(self) -> None:
         """The payload sees the end once it has read what is queued."""
@@ -80,11 +89,14 @@ class Streams:
     def _flush_stdin(self) -> None:
         try:
             while self._queue:
-                del self._queue[: os.write(self._stdin, self._queue[:CHUNK_BYTES])]
+                taken = os.write(self._stdin, self._queue[:CHUNK_BYTES])
+                del self._queue[:taken]
+                self._on_taken(taken)
         except BlockingIOError:
             self._loop.add_writer(self._stdin, self._flush_stdin)
             return
         except BrokenPipeError:
+            self._on_taken(len(self._queue))
             self._queue.clear()
             self._closing = True
         self._loop.remove_writer(self._stdin)
