@@ -29,6 +29,8 @@ log = structlog.get_logger()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
+SECOND_SIGNAL_S = 1.2
+"""A worker takes a SIGTERM within a second of the first for the same one, sent twice."""
 STEADY_S = 30.0
 """A child that lived that long is started anew at once."""
 
@@ -208,31 +210,27 @@ class Supervisor:
         """End every child, in the order of `stop_rank`.
 
         SIGTERM, a second one at half of the time that is allowed (a worker then gives its job back), SIGKILL at its
-        end. One more stop signal from outside skips the waiting.
+        end. A second stop signal from outside goes on to the second SIGTERM soon, a third one to SIGKILL.
         """
         for rank in sorted({child.spec.stop_rank for child in self.children}, reverse=True):
             self._stop_group([child for child in self.children if child.spec.stop_rank == rank])
         self.children.clear()
 
     def _stop_group(self, group: list[Child]) -> None:
-        patience = self._stop_requests
         started_s = time.monotonic()
         total_s = max(child.spec.stop_s for child in group)
-        for number, until_s in (
-            (signal.SIGTERM, total_s / 2),
-            (signal.SIGTERM, total_s),
-            (signal.SIGKILL, total_s + 5),
-        ):
+        stages = ((signal.SIGTERM, total_s / 2), (signal.SIGTERM, total_s), (signal.SIGKILL, total_s + 5))
+        for stage, (number, until_s) in enumerate(stages, start=1):
             alive = [child for child in group if child.pid is not None]
             for child in alive:
                 child.send(number)
             while alive and time.monotonic() < started_s + until_s:
+                if self._stop_requests > stage and number != signal.SIGKILL:
+                    until_s = min(until_s, SECOND_SIGNAL_S * stage)
                 self._wait(max(0.0, started_s + until_s - time.monotonic()), alive)
                 for child in alive:
                     child.reap()
                 alive = [child for child in alive if child.pid is not None]
-                if self._stop_requests > patience and number != signal.SIGKILL:
-                    break
             if number == signal.SIGKILL and alive:
                 log.error("children did not end", children=[child.spec.name for child in alive])
 

@@ -104,6 +104,19 @@ def test_a_child_that_ignores_sigterm_is_killed_at_the_end_of_its_time(tmp_path:
     os.close(pidfd)
 
 
+def test_a_second_stop_signal_makes_it_hurry(tmp_path: Path) -> None:
+    """A worker gives its job back at the second SIGTERM; here each signal is written down."""
+    log = tmp_path / "log"
+    worker = shell(f"trap 'echo term >>{log}' TERM; echo up >>{log}; while :; do sleep 1000 & wait; done")
+    with Supervisor() as supervisor:
+        child = supervisor.start(spec("worker", *worker, stop_s=1000.0))
+        supervisor.wait_until(log.exists, child, 10)
+        for _ in range(3):
+            ask_for_the_end()
+    assert set(log.read_text().split()) <= {"up", "term"}
+    assert child.pid is None
+
+
 def test_what_a_dead_child_forked_dies_with_it(fifo: Path) -> None:
     """Else an orphan of the API would keep its port."""
     with Supervisor(lambda *_: ask_for_the_end()) as supervisor:
