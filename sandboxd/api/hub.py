@@ -31,7 +31,12 @@ class Hub:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[threading.Event]] = {}
         self._listening = threading.Event()
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        """The thread ends when its connection does."""
+        self._closed.set()
 
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Iterator[threading.Event]:
@@ -56,17 +61,17 @@ class Hub:
                     del self._waiting[job_id]
 
     def _listen(self) -> None:
-        pause = threading.Event()
-        while True:
+        while not self._closed.is_set():
             try:
                 with redis_errors():
                     self._follow()
             except StoreUnavailable as error:
-                log.warning("subscription lost", error=str(error))
+                if not self._closed.is_set():
+                    log.warning("subscription lost", error=str(error))
             except Exception:  # the thread's edge: a hub without its thread would let every request wait in vain
                 log.exception("subscription failed")
             self._listening.clear()
-            pause.wait(_RETRY_S)
+            self._closed.wait(_RETRY_S)
 
     def _follow(self) -> None:
         """Deliver messages until the connection breaks or is silent for two keepalives."""

@@ -53,6 +53,11 @@ class Services:
         self.token_hashes = Remembered(self.store.token_hashes, REFRESH_S)
         self._catalogue = Remembered(self.store.catalogue, REFRESH_S)
 
+    def close(self) -> None:
+        """Let go of Redis."""
+        self.hub.close()
+        self.store.client.close()
+
     def catalogue(self) -> Catalogue:
         """What is offered now. Raises Problem 503 while no worker offers anything."""
         # "Nothing" is not remembered: the first worker's offer counts at once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,7 +51,7 @@ def offering(store: Store, catalogue: Catalogue) -> Store:
 def api(settings: Settings, offering: Store) -> Iterator[Api]:
     app = create_app(settings)
     yield Api(app.test_client())
-    app.extensions["sandboxd"].store.client.close()
+    app.extensions["sandboxd"].close()
 
 
 class Api:
@@ -72,3 +72,18 @@ class Api:
 
     def delete(self, path: str) -> Any:
         return self.client.delete(path, headers=self.headers)
+
+
+@pytest.fixture
+def make_api(settings: Settings, offering: Store) -> Iterator[Callable[..., Api]]:
+    """An API with some settings changed."""
+    apps = []
+
+    def make(**changes: object) -> Api:
+        app = create_app(load_settings(redis_url=settings.redis_url, key_prefix=settings.key_prefix, **changes))
+        apps.append(app)
+        return Api(app.test_client())
+
+    yield make
+    for app in apps:
+        app.extensions["sandboxd"].close()

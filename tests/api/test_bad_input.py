@@ -59,7 +59,14 @@ def test_32_levels_are_read(api: Any) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"[" * MIB, b'{"a":' * (MIB // 5), b'"' * MIB, b'"' + b"\\" * MIB, b"[]" * (MIB // 2), b'{"a":' + b"9" * MIB + b"}"],
+    [
+        b"[" * MIB,
+        b'{"a":' * (MIB // 5),
+        b'"' * MIB,
+        b'"' + b"\\" * MIB,
+        b"[]" * (MIB // 2),
+        b'{"a":' + b"9" * MIB + b"}",
+    ],
     ids=["brackets", "objects", "quotes", "backslashes", "pairs", "digits"],
 )
 def test_a_hostile_megabyte_is_refused_quickly(api: Any, body: bytes) -> None:
@@ -138,7 +145,9 @@ def test_a_field_that_is_wrong_is_422_and_named(api: Any, change: dict[str, Any]
         pytest.param([file("a"), file("a/b")], "files[1].path", "files[0]", id="a file that is a folder"),
         pytest.param([file("a/b"), file("a")], "files[1].path", "files[0]", id="a folder that is a file"),
         pytest.param([file("a", content="x=", encoding="base64")], "files[0].content", "base64", id="bad base64"),
-        pytest.param([file("a", content="eA==\n", encoding="base64")], "files[0].content", "base64", id="base64, newline"),
+        pytest.param(
+            [file("a", content="eA==\n", encoding="base64")], "files[0].content", "base64", id="base64, newline"
+        ),
         pytest.param([file("a", encoding="latin1")], "files[0].encoding", "utf8", id="unknown encoding"),
         pytest.param([file("a", executable=1)], "files[0].executable", "true or false", id="number for a flag"),
         pytest.param([file("a", mode=0o4755)], "files[0].mode", "unknown field", id="unknown field of a file"),
@@ -159,9 +168,7 @@ def test_files_that_are_wrong_are_422_and_named(api: Any, files: list[Any], fiel
         pytest.param(
             rb'{"language": "python", "files": [{"path": "\ud83d", "content": ""}]}', "files[0].path", id="in a path"
         ),
-        pytest.param(
-            rb'{"language": "python", "env": {"\ud800": "x"}}', "env.\\ud800", id="in a name"
-        ),
+        pytest.param(rb'{"language": "python", "env": {"\ud800": "x"}}', "env.\\ud800", id="in a name"),
     ],
 )
 def test_a_lone_surrogate_is_422_and_named(api: Any, body: bytes, field: str) -> None:
