@@ -1,0 +1,210 @@
+"""What tests of the sandbox share: a real launcher of an instance of their own, and a short way to run a program in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from sandboxd.catalogue import Catalogue
+from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.jail import slots
+from sandboxd.jail.client import LauncherClient
+from sandboxd.jail.local import is_running
+from sandboxd.policy.merge import effective_limits
+from sandboxd.policy.units import from_edge
+from sandboxd.result import Facts, StageOutcome
+from sandboxd.spec import InputFile, StageSpec
+from sandboxd.verdict import Judgement, decide
+
+SCALE = float(os.environ.get("TIMEOUT_SCALE", "1"))
+"""How much slower than a common machine this one is; waits and limits in seconds are multiplied by it."""
+PYTHON = "/usr/bin/python3"
+_START_S = 60.0
+_GONE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """One stage that was run: what it printed, what was measured, and the verdict."""
+
+    stdout: bytes
+    stderr: bytes
+    outcome: StageOutcome
+    judgement: Judgement | None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> Facts:
+        return self.outcome.facts
+
+    @property
+    def verdict(self) -> str:
+        return "cancelled" if self.judgement is None else str(self.judgement.verdict)
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode()
+
+
+class LauncherUnderTest:
+    """A launcher of its own instance, in a process of its own; `without` leaves walls out (control runs)."""
+
+    def __init__(self, state_root: Path, name: str, without: Sequence[str] = ()) -> None:
+        self.instance = Instance(name=name, state_root=str(state_root))
+        self.without = tuple(without)
+        self.log = state_root / f"{name}.log"
+        self.process: subprocess.Popen[bytes]
+        self.start()
+
+    @property
+    def socket(self) -> Path:
+        return self.instance.launcher_socket
+
+    def start(self) -> None:
+        command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", self.instance.name]
+        command += [part for layer in self.without for part in ("--without", layer)]
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": self.instance.state_root}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline_s = time.monotonic() + _START_S * SCALE
+        while not is_running(self.instance):
+            assert self.process.poll() is None, f"the launcher ended:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline_s, f"the launcher is not ready:\n{self.log.read_text()}"
+            time.sleep(0.01)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20 * SCALE)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[LauncherClient]:
+        with contextlib.closing(LauncherClient(self.socket)) as client:
+            yield client
+
+    def catalogue(self) -> Catalogue:
+        with self.client() as client:
+            return client.catalogue()
+
+    def stage(
+        self,
+        argv: Sequence[str],
+        *,
+        policy: str = "default",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        stdin: bytes | None = b"",
+        collect: Sequence[str] = (),
+        **limits: float,
+    ) -> StageSpec:
+        """A stage; limits are given as at the edge (`cpu_time_s=1`). Files that start with `#!` or ELF are executable."""
+        info = self.catalogue().policy(policy)
+        contents = {path: text.encode() if isinstance(text, str) else text for path, text in (files or {}).items()}
+        return StageSpec(
+            name="run",
+            policy=policy,
+            image="host",
+            argv=tuple(argv),
+            env=dict(env or {}),
+            limits=effective_limits(info, {}, from_edge(limits)),
+            files=tuple(
+                InputFile(path=path, content=content, executable=content.startswith((b"#!", b"\x7fELF")))
+                for path, content in contents.items()
+            ),
+            stdin=stdin,
+            collect=tuple(collect),
+        )
+
+    def run(
+        self, argv: Sequence[str], *, cancel_fd: int | None = None, stdin_fd: int | None = None, **options: object
+    ) -> Ran:
+        """Runs a command and judges it. Options are those of `stage`."""
+        return self.run_stage(self.stage(argv, **options), cancel_fd=cancel_fd, stdin_fd=stdin_fd)  # type: ignore[arg-type]
+
+    def run_stage(self, stage: StageSpec, *, cancel_fd: int | None = None, stdin_fd: int | None = None) -> Ran:
+        stdout, stderr = bytearray(), bytearray()
+        with self.client() as client:
+            outcome = client.run(
+                stage, on_stdout=stdout.extend, on_stderr=stderr.extend, cancel_fd=cancel_fd, stdin_fd=stdin_fd
+            )
+            factor = client.catalogue().policy(stage.policy).output_kill_factor
+        cancelled = outcome.facts.ending == "cancelled" and outcome.facts.failure is None
+        judgement = None if cancelled else decide(outcome.facts, outcome.limits, output_kill_factor=factor)
+        return Ran(
+            stdout=bytes(stdout),
+            stderr=bytes(stderr),
+            outcome=outcome,
+            judgement=judgement,
+            files={file.path: file.content for file in outcome.files},
+        )
+
+    def python(self, source: str, *args: str, **options: object) -> Ran:
+        """Runs a Python program."""
+        return self._source("main.py", (PYTHON, "main.py", *args), source, options)
+
+    def bash(self, source: str, *args: str, **options: object) -> Ran:
+        """Runs a shell script."""
+        return self._source("main.sh", ("/bin/bash", "main.sh", *args), source, options)
+
+    def _source(self, name: str, argv: Sequence[str], source: str, options: dict[str, object]) -> Ran:
+        given = options.pop("files", None)
+        files = {name: textwrap.dedent(source), **(given if isinstance(given, dict) else {})}
+        return self.run(argv, files=files, **options)
+
+    # --- what is left
+
+    def cgroups(self) -> list[Path]:
+        """Leaves of sandboxes that exist now, in every hierarchy."""
+        record = self.instance.run_dir / "cgroups.json"
+        if not record.exists():
+            return []
+        parents = [Path(path) for path in msgspec.json.decode(record.read_bytes())]
+        return [leaf for parent in parents if parent.is_dir() for leaf in parent.glob("slot-*")]
+
+    def slots(self) -> list[int]:
+        return [number for number, owner in slots.claimed().items() if owner == self.instance.name]
+
+    def sandbox_pids(self) -> list[int]:
+        """Processes whose uid lies in a slot's block: payloads and PID 1s of any instance of ours."""
+        return [pid for pid, uid in _uids() if slots.FIRST_ID <= uid < slots.LAST_ID and self._is_ours(pid)]
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return f"sandboxd-{self.instance.name}/" in Path(f"/proc/{pid}/cgroup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def open_fds(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def await_nothing_left(self) -> None:
+        """Teardown follows the answer: it is given a moment, and then everything must be gone."""
+        deadline_s = time.monotonic() + _GONE_S * SCALE
+        while (left := [*self.cgroups(), *self.slots(), *self.sandbox_pids()]) and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        assert not left, f"left behind: {left}"
+
+    def await_all_gone(self) -> None:
+        """After the launcher's own end."""
+        self.await_nothing_left()
+        assert not (RUN_ROOT / self.instance.name).exists(), "the run directory is left"
+
+
+def _uids() -> Iterator[tuple[int, int]]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                yield int(entry.name), entry.stat().st_uid
