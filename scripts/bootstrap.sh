@@ -37,8 +37,9 @@ if [ ${#missing[@]} -gt 0 ]; then
         die "apt-get could not install: ${missing[*]}"
     fi
     rm -f "$log"
-    if [ -n "$redis" ] && command -v systemctl >/dev/null; then
-        systemctl --quiet disable redis-server.service 2>/dev/null || say "redis-server.service could not be disabled; sandboxd does not need it"
+    if [ -n "$redis" ]; then
+        # Nor at the next boot. update-rc.d tells systemd as well where that is installed.
+        update-rc.d redis-server disable >/dev/null 2>&1 || say "the system's redis-server could not be disabled; sandboxd does not need it"
     fi
 fi
 /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "/usr/bin/python3 is older than 3.11: Debian 12 or Ubuntu 24.04 is needed"
