@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ def wait_until(condition: object, timeout_s: float) -> None:
 
 @contextlib.contextmanager
 def running_redis(folder: Path) -> Iterator[RedisProcess]:
-    os.chmod(folder, 0o755)
+    folder.chmod(0o711)  # another user connects to the socket in it
     server = RedisProcess(folder)
     server.start()
     try:

@@ -108,7 +108,7 @@ def test_a_hostile_megabyte_is_refused_quickly(api: Any, body: bytes) -> None:
             {"limits": {"memory_bytes": 64 * MIB, "disk_bytes": 33 * MIB}}, "limits.disk_bytes", "half of memory_bytes",
             id="disk above half of memory",
         ),
-        pytest.param({"compile_limits": {"processes": 1}}, "compile_limits", "no compile stage", id="nothing to compile"),
+        pytest.param({"compile_limits": {"processes": 1}}, "compile_limits", "no compile stage", id="no compiler"),
         pytest.param({"source": "x" * (MIB + 1)}, "source", str(MIB), id="source over the bound"),
         pytest.param({"source": "é" * (MIB // 2 + 1)}, "source", str(MIB), id="source over the bound in bytes"),
         pytest.param({"stdin": "x" * (8 * MIB + 1)}, "stdin", str(8 * MIB), id="stdin over the bound"),
@@ -145,9 +145,7 @@ def test_a_field_that_is_wrong_is_422_and_named(api: Any, change: dict[str, Any]
         pytest.param([file("a"), file("a/b")], "files[1].path", "files[0]", id="a file that is a folder"),
         pytest.param([file("a/b"), file("a")], "files[1].path", "files[0]", id="a folder that is a file"),
         pytest.param([file("a", content="x=", encoding="base64")], "files[0].content", "base64", id="bad base64"),
-        pytest.param(
-            [file("a", content="eA==\n", encoding="base64")], "files[0].content", "base64", id="base64, newline"
-        ),
+        pytest.param([file("a", content="eA==\n", encoding="base64")], "files[0].content", "base64", id="newline"),
         pytest.param([file("a", encoding="latin1")], "files[0].encoding", "utf8", id="unknown encoding"),
         pytest.param([file("a", executable=1)], "files[0].executable", "true or false", id="number for a flag"),
         pytest.param([file("a", mode=0o4755)], "files[0].mode", "unknown field", id="unknown field of a file"),

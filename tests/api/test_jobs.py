@@ -47,7 +47,7 @@ def test_the_worker_gets_what_was_asked_for(api: Any, store: Store) -> None:
         "language": "c",
         "files": [
             {"path": "a.c", "content": "int main(){}"},
-            {"path": "data/x.bin", "content": base64.b64encode(b"\0\xff").decode(), "encoding": "base64", "executable": True},
+            {"path": "data/x.bin", "content": "AP8=", "encoding": "base64", "executable": True},
         ],
         "stdin": base64.b64encode(b"\xfe").decode(),
         "stdin_encoding": "base64",

@@ -50,9 +50,7 @@ def test_ready_says_that_a_worker_answers(api: Any) -> None:
     assert api.client.get("/v1/ready").json == {"status": "ok"}
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/", "/v1/jobs/", "/metrics", "/v1/jobs/x/events", "/openapi/", "/static/x"]
-)
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/jobs/", "/metrics", "/v1/jobs/x/events", "/static/x"])
 def test_an_unknown_path_is_404(api: Any, path: str) -> None:
     answer = api.get(path)
     assert answer.status_code == 404
