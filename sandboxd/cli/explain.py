@@ -18,7 +18,7 @@ from sandboxd.jail.offer import NO_VERSION
 from sandboxd.jail.plan import BuildInputs, HostFacts, Programs
 from sandboxd.jail.rootfs import Image, write_layer_options
 from sandboxd.jail.slots import first_id
-from sandboxd.jail.steps import Phase, PlannedStep
+from sandboxd.jail.wire import Phase, PlannedStep
 from sandboxd.languages import load_languages, offered, plan_stages
 from sandboxd.policy.load import load_policies, policy_folder, profile_path
 from sandboxd.policy.model import Policy

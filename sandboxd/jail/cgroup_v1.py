@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from sandboxd.errors import HostError
-from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Hierarchies, Leaf, OomCounts, field, remove_folder
+from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Leaf, OomCounts, field, remove_folder
 from sandboxd.spec import KIB
 
 MEMSW_SLACK_BYTES = 256 * KIB
@@ -82,11 +82,11 @@ class HybridLeaf:
 class HybridCgroups:
     """The instance's folder in the v2, memory and pids hierarchies, below the launcher's own cgroup in each."""
 
-    def __init__(self, name: str, found: Hierarchies) -> None:
-        missing = [controller for controller in V1_CONTROLLERS if controller not in found.v1]
+    def __init__(self, name: str, v2: Path, v1: dict[str, Path]) -> None:
+        missing = [controller for controller in V1_CONTROLLERS if controller not in v1]
         if missing:
             raise HostError("cgroup v1", f"controllers not mounted: {', '.join(missing)}", "boot with cgroup v2")
-        self._parents = (found.v2 / name, found.v1["memory"] / name, found.v1["pids"] / name)
+        self._parents = (v2 / name, v1["memory"] / name, v1["pids"] / name)
         for parent in self._parents:
             parent.mkdir(0o755, exist_ok=True)
 

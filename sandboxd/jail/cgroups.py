@@ -1,4 +1,4 @@
-"""One sandbox's cgroup, whatever form the host's cgroups have; detection and the launcher's own place in the tree.
+"""One sandbox's cgroup, whatever form the host's cgroups have.
 
 Two implementations stand behind `Leaf`: pure v2 (`cgroup_v2.py`), and the hybrid of v1 controllers with a bare v2 tree
 (`cgroup_v1.py`). Callers never see a file's name. Man pages: cgroups(7); kernel: cgroup-v2.rst, cgroup-v1/memory.rst.
@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from sandboxd.errors import HostError
 from sandboxd.spec import Struct
 
 PREFIX = "sandboxd-"
@@ -62,54 +61,6 @@ class Cgroups(Protocol):
 
     def close(self) -> None:
         """Removes the instance's folders; every leaf must be gone."""
-
-
-class Hierarchies(Struct, frozen=True, kw_only=True):
-    """Where this process is in the cgroup tree: folders below the mounts."""
-
-    v2: Path
-    v1: dict[str, Path]
-
-    @property
-    def hybrid(self) -> bool:
-        return "memory" in self.v1
-
-
-def detect(cgroup_text: str | None = None, mountinfo_text: str | None = None) -> Hierarchies:
-    """Finds this process's cgroups from /proc/self/{cgroup,mountinfo}; a v1-only host is refused."""
-    mountinfo = mountinfo_text if mountinfo_text is not None else Path("/proc/self/mountinfo").read_text()
-    membership = cgroup_text if cgroup_text is not None else Path("/proc/self/cgroup").read_text()
-    v2_mount: tuple[str, Path] | None = None
-    v1_mounts: dict[str, tuple[str, Path]] = {}
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        root, mount_point = left.split()[3:5]
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup2":
-            v2_mount = v2_mount or (root, Path(mount_point))
-        elif kind == "cgroup":
-            for name in options.split()[-1].split(","):
-                v1_mounts.setdefault(name, (root, Path(mount_point)))
-    if v2_mount is None:
-        raise HostError("cgroup v2", "no cgroup2 filesystem is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
-    v2: Path | None = None
-    v1: dict[str, Path] = {}
-    for line in membership.splitlines():
-        _, names, path = line.split(":", 2)
-        if names == "":
-            v2 = _below(v2_mount, path)
-        for name in names.split(","):
-            if name in V1_CONTROLLERS and name in v1_mounts:
-                v1[name] = _below(v1_mounts[name], path)
-    if v2 is None:
-        raise HostError("cgroup v2", "this process is in no cgroup of the v2 hierarchy")
-    return Hierarchies(v2=v2, v1=v1)
-
-
-def _below(mount: tuple[str, Path], path: str) -> Path:
-    root, mount_point = mount
-    inside = path[len(root) :] if root != "/" and path.startswith(root) else path
-    return mount_point / inside.lstrip("/")
 
 
 class Folder:
@@ -169,13 +120,3 @@ def remove_folder(path: Path) -> bool:
             return False
         raise
     return True
-
-
-def open_cgroups(instance: str, hierarchies: Hierarchies | None = None) -> Cgroups:
-    """The implementation that fits this host, with the instance's folders made and this process in its place."""
-    from sandboxd.jail.cgroup_v1 import HybridCgroups
-    from sandboxd.jail.cgroup_v2 import PureCgroups
-
-    found = hierarchies or detect()
-    name = f"{PREFIX}{instance}"
-    return HybridCgroups(name, found) if found.hybrid else PureCgroups(name, found.v2)

@@ -6,20 +6,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import structlog
 
+from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
+from sandboxd.jail.admission import Admission
 from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, Failure, StageOutcome, no_facts
 from sandboxd.spec import MIB, InputFile, StageSpec
-
-if TYPE_CHECKING:
-    from sandboxd.jail.launcher import Launcher
 
 log = structlog.get_logger()
 
@@ -31,8 +29,15 @@ class Connection:
     """Owner of a sandbox on behalf of a client; validates by the launcher's policies, trusts nothing that the client
     says."""
 
-    def __init__(self, launcher: Launcher, sock: socket.socket, on_closed: Callable[[Connection], None]) -> None:
-        self._launcher = launcher
+    def __init__(
+        self,
+        admission: Admission,
+        catalogue: Catalogue,
+        sock: socket.socket,
+        on_closed: Callable[[Connection], None],
+    ) -> None:
+        self._admission = admission
+        self._catalogue = catalogue
         self._sock = sock
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -68,7 +73,7 @@ class Connection:
     def _on_frame(self, kind: Kind, body: bytes) -> None:
         match kind:
             case Kind.CATALOGUE if self._stage is None:
-                self._send(Kind.OFFER, protocol.encode(self._launcher.catalogue))
+                self._send(Kind.OFFER, protocol.encode(self._catalogue))
             case Kind.RUN if self._stage is None:
                 self._on_run(protocol.decode(body, StageSpec))
             case Kind.STDIN if self._stdin_open:
@@ -98,7 +103,7 @@ class Connection:
 
     def _on_run(self, stage: StageSpec) -> None:
         try:
-            self._launcher.check(stage)
+            self._admission.check(stage)
         except InputError as error:
             self._send(Kind.REFUSED, protocol.encode(Refusal(field=error.field, message=error.message)))
             return
@@ -106,7 +111,7 @@ class Connection:
         self._stdin_open = stage.stdin is None
         self._window = STDIN_WINDOW_BYTES
         self._early_stdin.clear()
-        self._launcher.admit(self, stage)
+        self._admission.admit(self, stage)
 
     # --- sandbox's owner
 
@@ -142,7 +147,7 @@ class Connection:
         stage, self._stage, self._sandbox, self._stdin_open = self._stage, None, None, False
         if stage is None:
             raise RuntimeError("an outcome without a stage")
-        workshop = self._launcher.workshop
+        workshop = self._admission.workshop
         policy = workshop.policies[stage.policy]
         outcome = StageOutcome(
             facts=facts,
@@ -200,5 +205,5 @@ class Connection:
         """Whether it waits or runs. Precondition: there is a stage."""
         if self._sandbox is not None:
             self._sandbox.end(Ending.CANCELLED)
-        elif self._launcher.cancel(self):
+        elif self._admission.cancel(self):
             self._answer(no_facts(None, Ending.CANCELLED), (), 0)

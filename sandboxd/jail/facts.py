@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sandboxd.errors import HostError, SandboxdError
 from sandboxd.jail import abi, syscalls
-from sandboxd.jail.cgroups import V1_CONTROLLERS, Hierarchies, detect
+from sandboxd.jail.cgroup_host import Hierarchies, detect
+from sandboxd.jail.cgroups import V1_CONTROLLERS
 from sandboxd.jail.plan import HostFacts
 from sandboxd.spec import Struct
 

@@ -3,33 +3,35 @@ sandbox."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from sandboxd.catalogue import Catalogue, ImageInfo, Language
+from sandboxd.errors import InternalError
 from sandboxd.jail import plan
+from sandboxd.jail.admission import Admission
 from sandboxd.jail.images import packages_key, write_cache
-from sandboxd.jail.workshop import Workshop
+from sandboxd.jail.sandbox import Sandbox
+from sandboxd.jail.streams import Stream
 from sandboxd.languages import LanguageDefinition, offered
 from sandboxd.result import Facts
-from sandboxd.spec import StageSpec
+from sandboxd.spec import InputFile, StageSpec
 
 log = structlog.get_logger()
 
 PROBE_POLICY = "default"
 NO_VERSION = "-"
-Probe = Callable[[StageSpec], Awaitable[tuple[Facts, bytes]]]
-"""Runs a stage in a sandbox; facts, and stdout followed by stderr."""
 
 
 async def make_catalogue(
-    workshop: Workshop, definitions: dict[str, LanguageDefinition], cache_dir: Path, probe: Probe
+    admission: Admission, definitions: dict[str, LanguageDefinition], cache_dir: Path
 ) -> Catalogue:
     """Probes every language whose tools exist. Versions are kept until a package or a definition changes."""
+    workshop = admission.workshop
     known = _Versions(cache_dir / "versions.json", definitions)
     languages: list[Language] = []
     for definition in definitions.values():
@@ -37,7 +39,7 @@ async def make_catalogue(
         if missing:
             log.info("language not offered", language=definition.name, missing=missing)
             continue
-        version = known.get(definition.name) or await _ask(workshop, definition, probe)
+        version = known.get(definition.name) or await _ask(admission, definition)
         if version is not None:
             known.put(definition.name, version)
             languages.append(offered(definition, version, workshop.image.name))
@@ -51,20 +53,23 @@ async def make_catalogue(
     )
 
 
-async def _ask(workshop: Workshop, definition: LanguageDefinition, probe: Probe) -> str | None:
+async def _ask(admission: Admission, definition: LanguageDefinition) -> str | None:
     """None, and said so, when the tool does not run in the sandbox or names no version."""
     if definition.version is None:
         return NO_VERSION
-    policy = workshop.policies[PROBE_POLICY]
+    policy = admission.workshop.policies[PROBE_POLICY]
     stage = StageSpec(
         name="version",
         policy=policy.name,
-        image=workshop.image.name,
+        image=admission.workshop.image.name,
         argv=definition.version.command,
         env={},
         limits=policy.defaults,
     )
-    facts, printed = await probe(stage)
+    admission.check(stage)
+    capture = _Capture(stage)
+    admission.admit(capture, stage)
+    facts, printed = await capture.over
     version = definition.version.find(printed.decode("utf-8", "replace"))
     if facts.exit_code != 0 or version is None:
         log.error("language not offered", language=definition.name, facts=msgspec.to_builtins(facts))
@@ -96,3 +101,31 @@ class _Versions:
     def save(self) -> None:
         if self._changed:
             write_cache(self._path, msgspec.json.encode(self._known))
+
+
+class _Capture:
+    """Owner of a sandbox that the launcher runs for itself: keeps what it printed."""
+
+    def __init__(self, stage: StageSpec) -> None:
+        self._stage = stage
+        self._printed: dict[Stream, bytearray] = {stream: bytearray() for stream in Stream}
+        self.over: asyncio.Future[tuple[Facts, bytes]] = asyncio.get_running_loop().create_future()
+
+    def on_admitted(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        sandbox.build()
+
+    def on_ready(self) -> None:
+        self._sandbox.give(self._stage)
+
+    def on_output(self, stream: Stream, chunk: bytes) -> None:
+        self._printed[stream] += chunk[: max(0, self._stage.limits.output_bytes - len(self._printed[stream]))]
+
+    def on_stdin_taken(self, count: int) -> None:
+        """Its stages have stdin in full."""
+
+    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+        self.over.set_result((facts, b"\n".join(bytes(self._printed[stream]) for stream in Stream)))
+
+    def on_failed(self, error: InternalError) -> None:
+        self.over.set_exception(error)

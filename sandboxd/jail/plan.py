@@ -17,7 +17,7 @@ from sandboxd.jail import abi
 from sandboxd.jail import steps as st
 from sandboxd.jail.abi import Access
 from sandboxd.jail.rootfs import Image, rootfs_steps
-from sandboxd.jail.steps import Phase, PlannedStep, Step
+from sandboxd.jail.wire import Phase, PlannedStep, Slot, Step
 from sandboxd.policy.model import Policy
 from sandboxd.result import Isolation
 from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec, Struct
@@ -162,7 +162,7 @@ def _init_steps(inputs: BuildInputs) -> list[Step]:
         st.SetPriority(0),
         *([] if "landlock" in inputs.without else _landlock_steps(inputs)),
         *_user_namespace_steps(inputs),
-        st.OpenDir(st.Slot.BOX, WORKING_DIRECTORY),
+        st.OpenDir(Slot.BOX, WORKING_DIRECTORY),
     ]
 
 

@@ -18,9 +18,9 @@ from sandboxd.jail.steps import (
     Mount,
     PivotRoot,
     SendTree,
-    Step,
     Symlink,
 )
+from sandboxd.jail.wire import Step
 from sandboxd.spec import Struct
 
 BLOCK_BYTES = 4096

@@ -29,15 +29,15 @@ from typing import Protocol
 import structlog
 
 from sandboxd.errors import InternalError, ProtocolError, SandboxdError, StepError
-from sandboxd.jail import plan, steps, syscalls
+from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.cgroups import Leaf
 from sandboxd.jail.collect import Collection
 from sandboxd.jail.plan import BuildInputs
 from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
 from sandboxd.jail.reports import Report, ReportKind, ReportReader
 from sandboxd.jail.rootfs import write_layer_options
-from sandboxd.jail.steps import Phase
 from sandboxd.jail.streams import Stream, Streams
+from sandboxd.jail.wire import Phase
 from sandboxd.jail.workshop import Workshop
 from sandboxd.result import Ending, Facts, Failure, no_facts
 from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec
@@ -162,7 +162,7 @@ class Sandbox:
 
     def _send_job(self, stage: StageSpec) -> None:
         env = (f"{name}={value}" for name, value in plan.environment(stage).items())
-        job_list = steps.encode(plan.job_plan(stage, self._inputs), stage.argv, env)
+        job_list = wire.encode(plan.job_plan(stage, self._inputs), stage.argv, env)
         payload_id = self._inputs.id_base + plan.PAYLOAD_ID
         memfd = syscalls.sealed_memfd("sandboxd-job", job_list)
         try:

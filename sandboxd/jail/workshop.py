@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from sandboxd.errors import HostError
-from sandboxd.jail import plan, steps, syscalls
+from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.cgroups import Cgroups
 from sandboxd.jail.facts import host_facts
 from sandboxd.jail.plan import BuildInputs, Layer, Programs
@@ -75,7 +75,7 @@ class Workshop:
         key = (inputs.policy.digest, inputs.id_base)
         fd = self._lists.get(key)
         if fd is None:
-            fd = self._lists[key] = syscalls.sealed_memfd("sandboxd-build", steps.encode(plan.build_plan(inputs)))
+            fd = self._lists[key] = syscalls.sealed_memfd("sandboxd-build", wire.encode(plan.build_plan(inputs)))
             if len(self._lists) > _BUILD_LISTS_MAX:
                 os.close(self._lists.popitem(last=False)[1])
         else:

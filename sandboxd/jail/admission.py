@@ -1,0 +1,106 @@
+"""The gate of a launcher: checks a stage against its own policies, starts a sandbox when the host has room for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import OrderedDict
+
+from sandboxd.bounds import STAGE_ARGV_MAX, STAGE_FILES_MAX, check_argv, check_env, check_files, check_patterns
+from sandboxd.errors import InputError, InternalError, StepError
+from sandboxd.jail.cgroups import Leaf
+from sandboxd.jail.sandbox import Owner, Sandbox
+from sandboxd.jail.workshop import Workshop
+from sandboxd.policy.merge import check_ceilings
+from sandboxd.policy.model import Policy
+from sandboxd.spec import STDIN_MAX_BYTES, StageSpec
+
+_MEMORY_RESERVE = 0.2
+"""Part of the host's memory that sandboxes' limits together leave to everything else."""
+
+
+class Admission:
+    """All sandboxes of a launcher start here. A stage waits, first come first served, until the memory limits of those
+    that run leave room for its own."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self._sandboxes: set[Sandbox] = set()
+        self._waiting: OrderedDict[Owner, StageSpec] = OrderedDict()
+        self._committed_bytes = 0
+        self._memory_bytes = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * (1 - _MEMORY_RESERVE))
+        self._idle = asyncio.Event()
+
+    def check(self, stage: StageSpec) -> None:
+        """Holds a stage against this launcher's own policies: the client is not trusted. Raises InputError."""
+        policy = self.workshop.policies.get(stage.policy)
+        if policy is None:
+            raise InputError("policy", f"unknown policy {stage.policy[:64]!r}")
+        if stage.image != self.workshop.image.name:
+            raise InputError("image", f"unknown image {stage.image[:64]!r}")
+        check_ceilings(stage.limits, policy)
+        check_argv(stage.argv, maximum=STAGE_ARGV_MAX)
+        check_env(stage.env)
+        check_files(stage.files, maximum=STAGE_FILES_MAX)
+        check_patterns(stage.collect, "collect")
+        if stage.stdin is not None and len(stage.stdin) > STDIN_MAX_BYTES:
+            raise InputError("stdin", f"must be at most {STDIN_MAX_BYTES} bytes")
+
+    def admit(self, owner: Owner, stage: StageSpec) -> None:
+        """Starts a sandbox, now or later. Precondition: `check` passed."""
+        self._waiting[owner] = stage
+        self._admit_waiting()
+
+    def cancel(self, owner: Owner) -> bool:
+        """Takes back what waits, if it does; a running sandbox is its owner's to end."""
+        return self._waiting.pop(owner, None) is not None
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Until no sandbox is left, at most `timeout_s`."""
+        if self._sandboxes:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    def _admit_waiting(self) -> None:
+        while self._waiting:
+            owner, stage = next(iter(self._waiting.items()))
+            needed_bytes = stage.limits.memory_bytes
+            if self._sandboxes and self._committed_bytes + needed_bytes > self._memory_bytes:
+                return
+            del self._waiting[owner]
+            self._start(owner, stage)
+
+    def _start(self, owner: Owner, stage: StageSpec) -> None:
+        policy = self.workshop.policies[stage.policy]
+        needed_bytes = stage.limits.memory_bytes
+        try:
+            slot, leaf = self._claim(policy)
+        except InternalError as error:
+            owner.on_failed(error)
+            return
+
+        def gone() -> None:
+            self._sandboxes.discard(sandbox)
+            self._committed_bytes -= needed_bytes
+            if not self._sandboxes:
+                self._idle.set()
+            self._admit_waiting()
+
+        sandbox = Sandbox(self.workshop, self.workshop.inputs(policy, slot), slot, leaf, owner, gone)
+        self._sandboxes.add(sandbox)
+        self._committed_bytes += needed_bytes
+        owner.on_admitted(sandbox)
+
+    def _claim(self, policy: Policy) -> tuple[int, Leaf]:
+        """A uid slot, and a cgroup leaf named after it with every limit written before a task can enter."""
+        slot = self.workshop.slots.claim()
+        try:
+            leaf = self.workshop.cgroups.create(
+                f"slot-{slot}", policy.ceilings.memory_bytes, policy.ceilings.processes + 1
+            )
+        except OSError as error:
+            self.workshop.slots.free(slot)
+            raise StepError("CreateCgroup", str(error.filename), error.errno or 0) from error
+        return slot, leaf
