@@ -16,6 +16,8 @@ DEFAULT_INSTANCE = "default"
 RUN_ROOT = Path("/run/sandboxd")
 STATE_ROOT = Path("/var/lib/sandboxd")
 SERVICE_USER = "sandboxd"
+PRIVATE_PREFIX = "run-"
+"""Instances of one `sandboxd run`: whoever finds one without its launcher may sweep it."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 

@@ -19,7 +19,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.instance import RUN_ROOT, Instance
 from sandboxd.jail import slots
 from sandboxd.jail.client import LauncherClient
-from sandboxd.jail.local import is_running
+from sandboxd.local_launcher import is_running
 from sandboxd.policy.merge import effective_limits
 from sandboxd.policy.units import from_edge
 from sandboxd.result import Facts, StageOutcome

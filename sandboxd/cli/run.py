@@ -18,7 +18,7 @@ from sandboxd.delegation import ensure_delegated
 from sandboxd.execution import Ended, run_job
 from sandboxd.exit_status import exit_status
 from sandboxd.instance import Instance
-from sandboxd.jail.local import is_running, local_launcher
+from sandboxd.local_launcher import is_running, local_launcher
 from sandboxd.output import KeptOutput
 from sandboxd.result import Verdict
 

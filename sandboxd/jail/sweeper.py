@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from sandboxd.errors import HostError
-from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.instance import PRIVATE_PREFIX, RUN_ROOT, Instance
 from sandboxd.jail import slots
 from sandboxd.jail.cgroups import PREFIX, remove_folder
 from sandboxd.jail.workshop import remove_tree
@@ -23,7 +23,6 @@ from sandboxd.jail.workshop import remove_tree
 log = structlog.get_logger()
 
 RECORD = "cgroups.json"
-PRIVATE_PREFIX = "run-"
 _EMPTY_DEADLINE_S = 5.0
 
 

@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator
 
 from sandboxd.errors import HostError, LauncherUnavailable
-from sandboxd.instance import Instance
+from sandboxd.instance import PRIVATE_PREFIX, Instance
 from sandboxd.jail.client import LauncherClient
-from sandboxd.jail.sweeper import PRIVATE_PREFIX
 
 START_DEADLINE_S = 60.0
 """A first start walks /usr for the image's digest and asks every language for its version."""
