@@ -13,7 +13,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
-from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, INBOUND_BYTES, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, Failure, StageOutcome, no_facts
@@ -25,6 +25,20 @@ _OUTGOING_PAUSE_BYTES = 1 * MIB
 _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
 
 
+class Inbound:
+    """What all clients together have sent of frames that are not complete."""
+
+    def __init__(self, bound: int = INBOUND_BYTES) -> None:
+        self._bound = bound
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """Raises ProtocolError, for the client that sent these, when it is too much."""
+        self._bytes += count
+        if self._bytes > self._bound:
+            raise ProtocolError(f"more than {self._bound} bytes of unfinished messages from all clients")
+
+
 class Connection:
     """Owner of a sandbox on behalf of a client; validates by the launcher's policies, trusts nothing that the client
     says."""
@@ -33,6 +47,7 @@ class Connection:
         self,
         admission: Admission,
         catalogue: Catalogue,
+        inbound: Inbound,
         sock: socket.socket,
         on_closed: Callable[[Connection], None],
     ) -> None:
@@ -42,6 +57,7 @@ class Connection:
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._frames = Frames(protocol.TO_LAUNCHER)
+        self._inbound = inbound
         self._outgoing = bytearray()
         self._writing = False
         self._stage: StageSpec | None = None
@@ -60,8 +76,10 @@ class Connection:
             if not data:
                 self.close()
                 return
+            before = self._frames.pending_bytes
             for kind, body in self._frames.feed(data):
                 self._on_frame(kind, body)
+            self._inbound.add(self._frames.pending_bytes - before)
         except BlockingIOError:
             return
         except ConnectionError:
@@ -193,6 +211,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        self._inbound.add(-self._frames.pending_bytes)
         self._loop.remove_reader(self._sock)
         if self._writing:
             self._loop.remove_writer(self._sock)

@@ -21,7 +21,9 @@ import os
 import pwd
 import signal
 import socket
+import stat
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from sandboxd.instance import RUN_ROOT, SERVICE_USER, Instance
 from sandboxd.jail import facts, offer, sweeper, warm
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.cgroup_host import open_cgroups
-from sandboxd.jail.connection import Connection
+from sandboxd.jail.connection import Connection, Inbound
 from sandboxd.jail.images import make_host_image
 from sandboxd.jail.plan import Layer
 from sandboxd.jail.slots import Slots
@@ -61,6 +63,7 @@ class Launcher:
         self.without = frozenset(without)
         self._admission: Admission | None = None
         self._connections: set[Connection] = set()
+        self._inbound = Inbound()
         self._stack = contextlib.ExitStack()
         self._stopping = asyncio.Event()
 
@@ -73,8 +76,9 @@ class Launcher:
             raise InputError("without", "control runs are refused for the instance 'default'; give --instance NAME")
         facts.require()
         folder = policy_folder()
-        require_root_owned(Path(sandboxd.__file__).parent, folder)
-        self._make_run_dir()
+        os.umask(0o022)  # whoever started us: layers must be readable inside
+        self._make_folders()
+        require_root_owned(Path(sandboxd.__file__).parent, Path(sys.prefix), folder, self.instance.cache_dir)
         lock = sweeper.take_lock(self.instance)
         self._stack.callback(self._remove_run_dir, lock)
         sweeper.sweep(self.instance)
@@ -129,10 +133,13 @@ class Launcher:
             await self._admission.wait_idle(STOP_DEADLINE_S)
         self._stack.close()
 
-    def _make_run_dir(self) -> None:
+    def _make_folders(self) -> None:
+        """Nobody else may put names into the run directory; the service's own folder lies in it."""
         RUN_ROOT.mkdir(0o755, exist_ok=True)
         self.instance.run_dir.mkdir(0o755, exist_ok=True)
-        require_root_owned_folder(self.instance.run_dir)
+        info = self.instance.run_dir.lstat()
+        if info.st_uid != 0 or info.st_mode & 0o022 or not stat.S_ISDIR(info.st_mode):
+            raise HostError("run directory", f"{self.instance.run_dir} can be changed by others than root")
         self.instance.cache_dir.mkdir(0o755, parents=True, exist_ok=True)
 
     def _remove_run_dir(self, lock: int) -> None:
@@ -178,7 +185,7 @@ class Launcher:
             log.warning("client refused", pid=pid, uid=uid, clients=len(self._connections))
             sock.close()
             return
-        self._connections.add(Connection(admission, catalogue, sock, self._connections.discard))
+        self._connections.add(Connection(admission, catalogue, self._inbound, sock, self._connections.discard))
 
     def _keep_warm(self, paths: list[str]) -> None:
         """Reads one file per turn of the loop, so that no sandbox waits for all of them; then again after a while."""
@@ -193,10 +200,3 @@ class Launcher:
 
         if paths:
             loop.call_soon(read_next, 0)
-
-
-def require_root_owned_folder(path: Path) -> None:
-    """Nobody else may put names into a folder of the launcher's."""
-    info = path.stat()
-    if info.st_uid != 0 or info.st_mode & 0o022:
-        raise HostError("run directory", f"{path} can be changed by others than root", f"rm -r {path}")

@@ -87,9 +87,9 @@ def build_plan(inputs: BuildInputs) -> tuple[PlannedStep, ...]:
 
 def job_plan(stage: StageSpec, inputs: BuildInputs) -> tuple[PlannedStep, ...]:
     """The steps that give a sandbox its job: files in, limits on, the candidates of its command."""
-    owner, root = (_inside(inputs, number) for number in (_payload_id(inputs), 0))
+    owner = _inside(inputs, _payload_id(inputs))
     return (
-        *_planned(Phase.JOB, _file_steps(stage.files, owner, root)),
+        *_planned(Phase.JOB, _file_steps(stage.files, owner)),
         *_planned(Phase.PAYLOAD, _rlimit_steps(stage.limits, inputs.host)),
         *_planned(Phase.EXEC, _exec_steps(stage)),
     )
@@ -132,8 +132,8 @@ def _outer_steps(inputs: BuildInputs) -> list[Step]:
     ]
     return [
         st.Clone(_clone_flags(inputs.without)),
+        st.SendPidfd(),  # before anything else can fail: the launcher is PID 1's parent and must be able to reap it
         *(st.AttachCgroup(name, index) for index, name in enumerate(inputs.host.v1_controllers)),
-        st.SendPidfd(),
         st.Notify(),
         *([] if "userns" in inputs.without else maps),
     ]
@@ -274,8 +274,10 @@ def _hold_steps(inputs: BuildInputs) -> list[Step]:
     ]
 
 
-def _file_steps(files: tuple[InputFile, ...], owner: int, root: int) -> list[Step]:
-    """Files are created with the payload's own rights, folders before what lies in them."""
+def _file_steps(files: tuple[InputFile, ...], owner: int) -> list[Step]:
+    """Files are created with the payload's own rights, folders before what lies in them. PID 1 is 0 of its own user
+    namespace, whichever that is; going back to 0 gives it its file capabilities back (capabilities(7)).
+    """
     if not files:
         return []
     folders = sorted({str(parent) for file in files for parent in PurePosixPath(file.path).parents} - {"."})
@@ -283,7 +285,7 @@ def _file_steps(files: tuple[InputFile, ...], owner: int, root: int) -> list[Ste
         st.SetFsid(owner, owner),
         *(st.MakeDirAt(folder) for folder in folders),
         *(st.WriteFile(file.path, file.content, 0o755 if file.executable else 0o644) for file in files),
-        st.SetFsid(root, root),
+        st.SetFsid(0, 0),
     ]
 
 

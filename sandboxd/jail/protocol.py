@@ -36,6 +36,8 @@ CHUNK_BYTES = 64 * KIB
 STDIN_WINDOW_BYTES = 1 * MIB
 """Sent and not yet TAKEN: a client that sends more is cut off. Reading from it never stops, so that its end is seen."""
 STAGE_BYTES = 64 * MIB
+INBOUND_BYTES = 512 * MIB
+"""Of incomplete frames, all clients together: they must not be able to use up the launcher's memory."""
 COLLECT_FILES_MAX = 256
 COLLECT_BYTES_MAX = 32 * MIB
 
@@ -86,6 +88,11 @@ class Frames:
     def __init__(self, allowed: dict[Kind, int]) -> None:
         self._allowed = allowed
         self._buffer = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Of a frame that is not complete yet."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Complete frames so far. Raises ProtocolError for an unknown type or a body over its bound."""

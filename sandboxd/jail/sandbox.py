@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 BUILD_DEADLINE_S = 10.0
 """From spawn to READY, and again from the job to the payload's start."""
-KILL_DEADLINE_S = 2.0
+KILL_RETRY_S = 1.0
 CPU_CHECK_MIN_S = 0.002
 OOM_CHECK_S = 0.002
 REMOVE_RETRY_S = 0.005
@@ -112,6 +112,7 @@ class Sandbox:
         self._ending = Ending.NONE
         self._end_ns = 0
         self._asked_to_die = False
+        self._reports_ended = False
 
     # --- birth
 
@@ -202,22 +203,29 @@ class Sandbox:
             while self._control.fileno() >= 0:
                 report = self._reports.read(self._control)
                 if report is None:
-                    self._loop.remove_reader(self._control)
-                    if self._pidfd < 0:
-                        self._fail(StepError("Spawn", "init ended before it made PID 1", errno.ECHILD))
+                    self._on_reports_ended()
                     return
                 self._on_report(report)
         except BlockingIOError:
             return
         except (ConnectionError, ProtocolError, ValueError) as error:
-            self._loop.remove_reader(self._control)
             self._fail(StepError("Report", str(error), errno.EPROTO))
+            self._on_reports_ended()
+
+    def _on_reports_ended(self) -> None:
+        """Outer and PID 1 are gone, or will say no more; without a pidfd there is nobody whose end to wait for."""
+        self._loop.remove_reader(self._control)
+        self._reports_ended = True
+        if self._pidfd < 0:
+            self._fail(StepError("Spawn", "init ended before it made PID 1", errno.ECHILD))
 
     def _on_report(self, report: Report) -> None:
         match report.kind:
             case ReportKind.PIDFD if report.fd is not None:
                 self._pidfd = report.fd
                 self._loop.add_reader(self._pidfd, self._on_init_died)
+                if self.state is State.ENDING:
+                    self._leaf.kill()  # asked for while PID 1 was being born
             case ReportKind.TREE if report.fd is not None:
                 self._tree = report.fd
             case ReportKind.READY:
@@ -310,15 +318,23 @@ class Sandbox:
             self._kill()
 
     def _kill(self) -> None:
-        """Ends everything inside at once; the outcome follows when PID 1 is reaped."""
+        """Ends everything inside at once; the outcome follows when PID 1 is reaped. One that is being born is killed as
+        soon as it is known: a child without a pidfd could never be reaped."""
         if self.state >= State.OVER:
             return
-        self.state = State.ENDING
-        self._end_ns = self._end_ns or time.monotonic_ns()
-        self._asked_to_die = True
+        if self.state is not State.ENDING:
+            self.state = State.ENDING
+            self._end_ns = self._end_ns or time.monotonic_ns()
+            self._asked_to_die = True
+            self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
         self._leaf.kill()
-        if self._pidfd < 0:
+        if self._pidfd < 0 and (self._outer_pid is None or self._reports_ended):
             self._finish()
+
+    def _kill_again(self) -> None:
+        log.warning("sandbox does not die", slot=self._slot)
+        self._leaf.kill()
+        self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
 
     def _fail(self, error: StepError) -> None:
         if self.state >= State.OVER:
@@ -408,11 +424,12 @@ class Sandbox:
         if self._pidfd < 0:
             self._remove(time.monotonic() + REMOVE_DEADLINE_S)
         else:
-            self._timers.append(self._loop.call_later(KILL_DEADLINE_S, self._insist))
+            self._timers.append(self._loop.call_later(KILL_RETRY_S, self._insist))
 
     def _insist(self) -> None:
         log.warning("sandbox outlived its control socket", slot=self._slot)
         self._leaf.kill()
+        self._timers.append(self._loop.call_later(KILL_RETRY_S, self._insist))
 
     def _remove(self, deadline: float) -> None:
         """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and said so."""

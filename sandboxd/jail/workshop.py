@@ -106,18 +106,30 @@ def init_binary() -> Path:
 
 
 def require_root_owned(*folders: Path) -> None:
-    """A root process must not run code, or follow policies, that others may write. Raises HostError naming the path."""
+    """A root process must not run code, or follow policies and caches, that others may write.
+
+    Every folder's parents and all that is below it are looked at. Raises HostError naming the path.
+    """
     for folder in folders:
-        for path in (*reversed(folder.resolve().parents), folder.resolve(), *folder.resolve().rglob("*")):
-            info = path.lstat()
-            writable = not stat.S_ISLNK(info.st_mode) and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            sticky_parent = info.st_mode & stat.S_ISVTX and path in folder.resolve().parents
-            if info.st_uid != 0 or (writable and not sticky_parent):
-                raise HostError(
-                    "installation",
-                    f"{path} can be changed by others than root",
-                    f"chown root: {path}; chmod go-w {path}",
-                )
+        resolved = folder.resolve()
+        for parent in resolved.parents:
+            _require_root_owned(str(parent), parent.lstat(), shared=True)
+        _require_root_owned(str(resolved), resolved.lstat())
+        pending = [str(resolved)]
+        while pending:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    _require_root_owned(entry.path, entry.stat(follow_symlinks=False))
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+
+
+def _require_root_owned(path: str, info: os.stat_result, *, shared: bool = False) -> None:
+    """`shared`: a folder such as /tmp, in which others may make files but not touch those of root."""
+    writable = not stat.S_ISLNK(info.st_mode) and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if info.st_uid != 0 or (writable and not (shared and info.st_mode & stat.S_ISVTX)):
+        remedy = f"chown root: {path}; chmod go-w {path}"
+        raise HostError("installation", f"{path} can be changed by others than root", remedy)
 
 
 def remove_tree(path: Path) -> None:

@@ -124,9 +124,8 @@ __attribute__((noreturn)) static void broken(struct sandbox *s, uint32_t phase, 
 __attribute__((noreturn)) static void payload_broken(struct sandbox *s, uint32_t kind, uint32_t phase, int error)
 {
     struct report report = {.kind = kind, .phase = phase, .step = s->at, .error = error};
-    if (write(s->status, &report, sizeof report) != (ssize_t)sizeof report)
-        _exit(EXIT_BROKEN);
-    _exit(EXIT_BROKEN);
+    ssize_t told = write(s->status, &report, sizeof report);
+    _exit(told < 0 ? EXIT_BROKEN + 1 : EXIT_BROKEN);
 }
 
 static int run_phase(struct sandbox *s, const struct image *in, uint32_t phase)
