@@ -58,6 +58,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._frames = Frames(protocol.TO_LAUNCHER)
         self._inbound = inbound
+        self._counted_bytes = 0
         self._outgoing = bytearray()
         self._writing = False
         self._stage: StageSpec | None = None
@@ -76,10 +77,10 @@ class Connection:
             if not data:
                 self.close()
                 return
-            before = self._frames.pending_bytes
             for kind, body in self._frames.feed(data):
                 self._on_frame(kind, body)
-            self._inbound.add(self._frames.pending_bytes - before)
+            if not self._closed:
+                self._count_inbound(self._frames.pending_bytes)
         except BlockingIOError:
             return
         except ConnectionError:
@@ -87,6 +88,10 @@ class Connection:
         except ProtocolError as error:
             log.warning("client cut off", reason=str(error))
             self.close()
+
+    def _count_inbound(self, pending_bytes: int) -> None:
+        change, self._counted_bytes = pending_bytes - self._counted_bytes, pending_bytes
+        self._inbound.add(change)
 
     def _on_frame(self, kind: Kind, body: bytes) -> None:
         match kind:
@@ -211,7 +216,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._inbound.add(-self._frames.pending_bytes)
+        self._count_inbound(0)
         self._loop.remove_reader(self._sock)
         if self._writing:
             self._loop.remove_writer(self._sock)
