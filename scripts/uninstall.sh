@@ -17,4 +17,6 @@ fi
 # Files of the user may stay (/var/lib/sandboxd): a user with files left would hand them to the next one with its number.
 if getent passwd sandboxd >/dev/null && [ ! -e /var/lib/sandboxd ] && [ ! -e /opt/sandboxd ] && [ ! -e /opt/sandboxd-tests ]; then
     userdel sandboxd
+elif [ -e /var/lib/sandboxd ]; then
+    echo "sandboxd: /var/lib/sandboxd and the user sandboxd are kept; PURGE=--purge removes them" >&2
 fi
