@@ -339,7 +339,7 @@ class Sandbox:
     def _fail(self, error: StepError) -> None:
         if self.state >= State.OVER:
             return
-        if self._failure is None:
+        if not self._asked_to_die:  # what fails in one that is being killed is a consequence
             self._failure = Failure(step=error.step, subject=error.subject, errno=error.errno, hint=error.hint)
             log.error("step failed", slot=self._slot, error=str(error))
         self._kill()
