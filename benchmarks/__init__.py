@@ -1,0 +1,5 @@
+"""Measures sandboxd against bare processes and other sandboxes: `make bench`, `scripts/bench.sh PREFIX [QUESTION...]`.
+
+One module per question in `questions/`. Ours and what it is compared with are measured in turn in one run, so that a
+machine's bad day spoils both sides of a ratio alike.
+"""

@@ -1,0 +1,117 @@
+"""1,000 jobs in a row through `sandboxd serve`: how long they take, and whether anything grows.
+
+What there is after the first 50 jobs is compared with what there is after all. Counted are this service's processes,
+its cgroups, the mounts that its processes see, their descriptors, and every namespace that a process or a descriptor on
+the machine holds; of each resident process its memory; and what Redis holds for each stored result.
+"""
+
+from __future__ import annotations
+
+import time
+
+import redis
+
+from benchmarks import inventory
+from benchmarks.bench import Bench, timed_ms
+from benchmarks.inventory import Inventory
+from benchmarks.report import Bound
+from benchmarks.rig import ServiceRig, running_service
+from benchmarks.stats import growth_percent
+
+TITLE = "1,000 jobs in a row: duration, and nothing that grows"
+JOBS = 1000
+FIRST = 50
+DURATION_MAX_S = 90.0
+GROWTH_MAX_PERCENT = 5.0
+RESULT_MAX_KIB = 8.0
+JOB = {"language": "python", "source": "print(1)"}
+_QUIET_S = 1.5
+"""Longer than the append-only file's write and what ends on its own after a job."""
+
+
+def measure(bench: Bench) -> None:
+    jobs = bench.times(JOBS, at_least=2 * FIRST)
+    with running_service(bench.scratch) as rig:
+        job_ms: list[float] = []
+        busy_s = 0.0
+        first = last = None
+        first_bytes = 0
+        for number in bench.track(range(1, jobs + 1), jobs, "print(1)"):
+            started_s = time.monotonic()
+            wall_ms, _ = timed_ms(lambda: rig.post(JOB))
+            job_ms.append(wall_ms)
+            busy_s += time.monotonic() - started_s
+            if number == FIRST:
+                first, first_bytes = _take(rig), _redis_bytes(rig)
+        last, last_bytes = _take(rig), _redis_bytes(rig)
+        if first is None:
+            raise ValueError("there were too few jobs")
+        _duration(bench, job_ms, busy_s)
+        _counts(bench, first, last)
+        _memory(bench, first, last)
+        stored_kib = (last_bytes - first_bytes) / (jobs - FIRST) / 1024
+        bench.add(
+            "Redis memory for each stored result",
+            "KiB",
+            [stored_kib],
+            bound=Bound(what=f"at most {RESULT_MAX_KIB:g} KiB", value=stored_kib, limit=RESULT_MAX_KIB),
+        )
+
+
+def _take(rig: ServiceRig) -> Inventory:
+    """After a moment of quiet: teardown follows the answer."""
+    time.sleep(_QUIET_S)
+    return inventory.take(rig.pid, rig.instance.name)
+
+
+def _redis_bytes(rig: ServiceRig) -> int:
+    with redis.Redis(unix_socket_path=str(rig.instance.redis_socket)) as client:
+        return int(client.info("memory")["used_memory_dataset"])
+
+
+def _duration(bench: Bench, job_ms: list[float], busy_s: float) -> None:
+    scaled_max_s = DURATION_MAX_S * len(job_ms) / JOBS
+    bench.add(
+        f"{len(job_ms)} jobs in a row",
+        "s",
+        [busy_s],
+        bound=Bound(what=f"at most {scaled_max_s:g} s", value=busy_s, limit=scaled_max_s),
+    )
+    tenth = len(job_ms) // 10
+    last, first = job_ms[-tenth:], job_ms[:tenth]
+    bench.add("one job, the last tenth against the first", "ms", last, peer="first tenth", theirs=first)
+
+
+def _counts(bench: Bench, first: Inventory, last: Inventory) -> None:
+    for name in inventory.COUNTED:
+        before, after = getattr(first, name), getattr(last, name)
+        bench.add(
+            f"{name.replace('_', ' ')} after all, less after {FIRST}",
+            "count",
+            [after - before],
+            bound=Bound(what=f"no more than the {before} after {FIRST}", value=after, limit=before),
+        )
+
+
+def _memory(bench: Bench, first: Inventory, last: Inventory) -> None:
+    for role in sorted(first.resident_kib):
+        growths = [
+            growth_percent(before, last.resident_kib[role][pid])
+            for pid, before in first.resident_kib[role].items()
+            if pid in last.resident_kib[role]
+        ]
+        if len(growths) != len(first.resident_kib[role]):
+            raise ValueError(f"a {role} was restarted in between")
+        sizes = ", ".join(f"{kib / 1024:.1f}" for kib in last.resident_kib[role].values())
+        judged = role in ("launcher", "worker", "api")
+        bench.add(
+            f"resident memory of {role}, growth",
+            "%",
+            growths,
+            bound=Bound(
+                what=f"largest at most {GROWTH_MAX_PERCENT:g} %", value=max(growths), limit=GROWTH_MAX_PERCENT
+            )
+            if judged
+            else None,
+            note=f"{sizes} MiB at the end",
+        )
