@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,13 +48,25 @@ def control(state_root: Path) -> Iterator[Callable[..., LauncherUnderTest]]:
 
     def get(*without: str) -> LauncherUnderTest:
         if without not in made:
-            made[without] = LauncherUnderTest(state_root, f"test-{os.getpid()}-{'-'.join(without)}"[:32], without)
+            made[without] = LauncherUnderTest(state_root, f"control-{os.getpid()}-{len(made)}", without)
         return made[without]
 
     yield get
-    for under_test in made.values():
-        assert under_test.stop() == 0, under_test.log.read_text()
+    statuses = {under_test: under_test.stop() for under_test in made.values()}
+    for under_test, status in statuses.items():
+        assert status == 0, f"{under_test.instance.name} {under_test.without}:\n{under_test.log.read_text()}"
         under_test.await_all_gone()
+
+
+@pytest.fixture(scope="session")
+def attempts(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The hostile helper program, linked statically: `attacks/programs/attempts.c`."""
+    source = Path(__file__).with_name("attacks") / "programs" / "attempts.c"
+    output = tmp_path_factory.mktemp("programs") / "attempts"
+    subprocess.run(
+        ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(output), str(source)], check=True
+    )
+    return output.read_bytes()
 
 
 @pytest.fixture

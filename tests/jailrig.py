@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,12 +57,75 @@ class Ran:
         return self.stdout.decode()
 
 
+class Live:
+    """A program under way in a thread of its own."""
+
+    def __init__(self, launcher: LauncherUnderTest, stage: StageSpec) -> None:
+        self._output = bytearray()
+        self._changed = threading.Condition()
+        self._stdin_read, self._stdin = os.pipe()
+        self._cancel = os.eventfd(0)
+        self.outcome: StageOutcome | None = None
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(launcher, stage))
+        self._thread.start()
+
+    def _run(self, launcher: LauncherUnderTest, stage: StageSpec) -> None:
+        try:
+            with launcher.client() as client:
+                self.outcome = client.run(
+                    stage,
+                    on_stdout=self._take,
+                    on_stderr=self._take,
+                    stdin_fd=self._stdin_read,
+                    cancel_fd=self._cancel,
+                )
+        except Exception as error:
+            self.error = error
+        finally:
+            self._take(b"")
+
+    def _take(self, chunk: bytes) -> None:
+        with self._changed:
+            self._output += chunk
+            self._changed.notify_all()
+
+    def await_output(self, expected: bytes) -> bytes:
+        """Waits until `expected` was printed; what was printed so far."""
+        with self._changed:
+            self._changed.wait_for(lambda: expected in self._output or not self._thread.is_alive(), 30 * SCALE)
+            assert expected in self._output, f"{expected!r} was not printed: {bytes(self._output)!r} {self.error}"
+            return bytes(self._output)
+
+    def write(self, data: bytes) -> None:
+        os.write(self._stdin, data)
+
+    def wait(self) -> StageOutcome | None:
+        """Ends its stdin and waits for its end; None when the launcher went away."""
+        if self._stdin >= 0:
+            os.close(self._stdin)
+            self._stdin = -1
+        self._thread.join(60 * SCALE)
+        assert not self._thread.is_alive(), "the program goes on"
+        return self.outcome
+
+    def end(self) -> None:
+        """Kills it if it still runs, and forgets it."""
+        if self._thread.is_alive():
+            os.eventfd_write(self._cancel, 1)
+        self.wait()
+        os.close(self._stdin_read)
+        os.close(self._cancel)
+
+
 class LauncherUnderTest:
     """A launcher of its own instance, in a process of its own; `without` leaves walls out (control runs)."""
 
-    def __init__(self, state_root: Path, name: str, without: Sequence[str] = ()) -> None:
+    def __init__(self, state_root: Path, name: str, without: Sequence[str] = (), prefix: Sequence[str] = ()) -> None:
+        """`prefix`: a command that becomes the launcher's (`unshare --net`)."""
         self.instance = Instance(name=name, state_root=str(state_root))
         self.without = tuple(without)
+        self.prefix = tuple(prefix)
         self.log = state_root / f"{name}.log"
         self.process: subprocess.Popen[bytes]
         self.start()
@@ -71,7 +135,7 @@ class LauncherUnderTest:
         return self.instance.launcher_socket
 
     def start(self) -> None:
-        command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", self.instance.name]
+        command = [*self.prefix, sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", self.instance.name]
         command += [part for layer in self.without for part in ("--without", layer)]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": self.instance.state_root}
         with self.log.open("ab") as log:
@@ -150,6 +214,21 @@ class LauncherUnderTest:
             judgement=judgement,
             files={file.path: file.content for file in outcome.files},
         )
+
+    @contextlib.contextmanager
+    def live(self, argv: Sequence[str], **options: object) -> Iterator[Live]:
+        """A program that runs beside the test, with a stdin that the test writes; it is ended when the block is left."""
+        stage = self.stage(argv, stdin=None, **options)  # type: ignore[arg-type]
+        program = Live(self, stage)
+        try:
+            yield program
+        finally:
+            program.end()
+
+    @contextlib.contextmanager
+    def live_python(self, source: str, **options: object) -> Iterator[Live]:
+        with self.live((PYTHON, "main.py"), files={"main.py": textwrap.dedent(source)}, **options) as program:
+            yield program
 
     def python(self, source: str, *args: str, **options: object) -> Ran:
         """Runs a Python program."""

@@ -1,0 +1,174 @@
+"""What a payload sees of the host: nothing. No other process, no path, no file, no device, no socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jailrig import LauncherUnderTest
+from sandboxd.instance import RUN_ROOT
+
+Control = Callable[..., LauncherUnderTest]
+WALK = """
+import os, stat, sys
+wanted = {"socket": stat.S_ISSOCK, "fifo": stat.S_ISFIFO, "device": lambda m: stat.S_ISCHR(m) or stat.S_ISBLK(m)}[sys.argv[1]]
+for folder, folders, names in os.walk("/"):
+    if folder == "/proc":
+        folders[:] = []
+        continue
+    for name in names + folders:
+        path = os.path.join(folder, name)
+        if wanted(os.lstat(path).st_mode):
+            print(path)
+"""
+
+
+@pytest.fixture
+def canary() -> Iterator[Path]:
+    """A file of the host that everybody may read; writable by all as well, so that rights alone do not keep it."""
+    path = Path(f"/var/tmp/sandboxd-canary-{os.getpid()}")
+    path.write_text("canary of the host\n")
+    path.chmod(0o666)
+    yield path
+    path.unlink()
+
+
+def attempt(launcher: LauncherUnderTest, attempts: bytes, name: str) -> str:
+    return launcher.run(("./attempts", name), files={"attempts": attempts}).text.split()[1]
+
+
+@pytest.mark.parametrize("path", ["/etc/shadow", "/etc/gshadow", "/etc/ssh", "/etc/machine-id", "/etc/resolv.conf"])
+def test_secrets_of_the_host_do_not_exist(launcher: LauncherUnderTest, path: str) -> None:
+    assert launcher.bash(f"ls -d {path} /etc/passwd").text == "/etc/passwd\n"
+
+
+@pytest.mark.parametrize("folder", ["/root", "/home", "/var", "/run", "/opt", "/srv", "/mnt", "/media", "/sys", "/boot"])
+def test_folders_of_the_host_are_empty_or_absent(launcher: LauncherUnderTest, folder: str) -> None:
+    assert launcher.bash(f"[ -d / ] && ls -A {folder} 2>/dev/null; echo end").text == "end\n"
+
+
+def test_etc_holds_what_was_generated_and_an_allowlist(launcher: LauncherUnderTest) -> None:
+    allowed = {"passwd", "group", "hosts", "hostname", "nsswitch.conf", "localtime", "alternatives", "ld.so.cache", "ssl"}
+    found = set(launcher.bash("ls -A /etc").text.split())
+    assert {"passwd", "group", "hosts", "hostname"} <= found
+    assert {name for name in found - allowed if not name.startswith("java-")} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("read-leaked", "a file"), ("list-leaked", "a folder"), ("truncate-leaked", "a change")],
+)
+def test_even_a_leaked_descriptor_of_the_hosts_root_opens_nothing(
+    launcher: LauncherUnderTest, control: Control, attempts: bytes, canary: Path, name: str, why: str
+) -> None:
+    """Landlock alone: the descriptor is really there (`--without mount`), and what it leads to is refused."""
+    target = str(canary.parent if name == "list-leaked" else canary).lstrip("/")
+    assert attempt(control("mount"), attempts, f"{name}={target}") == "EACCES", why
+    assert attempt(control("mount", "landlock"), attempts, f"{name}={target}") == "succeeded", why
+    assert attempt(launcher, attempts, f"{name}={target}") != "succeeded", why
+
+
+def test_the_hosts_shadow_takes_every_wall_away_to_be_read(control: Control, attempts: bytes) -> None:
+    for without in (("mount",), ("mount", "landlock"), ("mount", "seccomp", "landlock")):
+        assert attempt(control(*without), attempts, "read-leaked=etc/shadow") == "EACCES", without
+    unwalled = control("mount", "seccomp", "landlock", "userns", "caps")
+    assert attempt(unwalled, attempts, "read-leaked=etc/shadow") == "succeeded"
+
+
+def test_it_sees_its_own_processes_alone(launcher: LauncherUnderTest, control: Control) -> None:
+    listing = "import os; print(sorted(int(name) for name in os.listdir('/proc') if name.isdigit()))"
+    assert launcher.python(listing).text == "[2]\n"
+    assert control("landlock", "userns", "caps").python(listing).text == "[1, 2]\n", "PID 1, and still none of the host's"
+
+
+def test_proc_shows_processes_and_nothing_of_the_kernel(launcher: LauncherUnderTest) -> None:
+    names = launcher.bash("ls /proc").text.split()
+    assert {name for name in names if not name.isdigit()} <= {"self", "thread-self"}
+
+
+def test_dev_has_five_nodes_and_four_links(launcher: LauncherUnderTest) -> None:
+    assert launcher.bash("ls /dev").text.split() == sorted(
+        ["null", "zero", "full", "random", "urandom", "fd", "stdin", "stdout", "stderr", "shm"]
+    )
+    devices = launcher.python(WALK, "device").text.split()
+    assert sorted(devices) == [f"/dev/{name}" for name in ("full", "null", "random", "urandom", "zero")]
+
+
+def test_the_five_nodes_work(launcher: LauncherUnderTest) -> None:
+    ran = launcher.python(
+        """
+        import errno
+        assert open("/dev/null", "rb").read() == b"" and open("/dev/null", "wb").write(b"x") == 1
+        assert open("/dev/zero", "rb").read(3) == bytes(3)
+        assert len(open("/dev/random", "rb").read(3)) == len(open("/dev/urandom", "rb").read(3)) == 3
+        try:
+            open("/dev/full", "wb", buffering=0).write(b"x")
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+        """
+    )
+    assert (ran.text, ran.stderr) == ("ENOSPC\n", b"")
+
+
+@pytest.mark.parametrize("device", ["tty", "ptmx", "console", "kmsg", "mem", "fuse", "kvm", "net/tun", "loop0", "vda"])
+def test_no_other_device_can_be_opened(launcher: LauncherUnderTest, attempts: bytes, device: str) -> None:
+    assert attempt(launcher, attempts, f"open=/dev/{device}") == "ENOENT"
+    assert attempt(launcher, attempts, "open=/dev/null") == "succeeded"
+
+
+@pytest.mark.parametrize("kind", ["socket", "fifo"])
+def test_no_socket_and_no_fifo_is_in_the_tree(launcher: LauncherUnderTest, kind: str) -> None:
+    assert launcher.python(WALK, kind).text == ""
+    make = "import os, socket; os.mkfifo('/box/found'); socket.socket(socket.AF_UNIX).bind('/tmp/found')\n"
+    assert launcher.python(make + WALK, kind).text == {"socket": "/tmp/found\n", "fifo": "/box/found\n"}[kind]
+
+
+@pytest.mark.parametrize("path", ["launcher.sock", "../default/launcher.sock", "service/redis.sock"])
+def test_sockets_of_the_service_cannot_be_connected_to(
+    launcher: LauncherUnderTest, attempts: bytes, path: str
+) -> None:
+    assert attempt(launcher, attempts, f"connect={RUN_ROOT}/{launcher.instance.name}/{path}") == "ENOENT"
+
+
+@pytest.mark.parametrize("file", ["mountinfo", "mounts", "cgroup", "environ", "maps", "cmdline", "mountstats"])
+def test_no_path_or_name_of_the_host_shows(launcher: LauncherUnderTest, file: str) -> None:
+    text = launcher.python(f"print(open('/proc/self/{file}').read())").text.replace("\0", "\n")
+    assert text.strip()
+    host = [launcher.instance.name, launcher.instance.state_root, "sandboxd", "slot-", "/var/", "/run/", "/opt/", "/home/"]
+    name = socket.gethostname()
+    if len(name) > 3 and name not in ("sandbox", "localhost"):
+        host.append(name)
+    assert not [word for word in host if word in text], text
+
+
+def test_its_cgroup_is_the_root_of_all_that_it_can_name(launcher: LauncherUnderTest) -> None:
+    lines = launcher.bash("cat /proc/self/cgroup").text.splitlines()
+    own = [line for line in lines if line.split(":")[1] in ("", "memory", "pids")]
+    assert own
+    assert {line.split(":", 2)[2] for line in own} == {"/"}
+
+
+def test_every_mount_is_nosuid_and_all_but_dev_are_nodev(launcher: LauncherUnderTest) -> None:
+    mounts = [line.split() for line in launcher.bash("cat /proc/self/mountinfo").text.splitlines()]
+    options = {mount[4]: set(mount[5].split(",")) for mount in mounts}
+    assert set(options) == {"/", "/usr", "/dev", "/dev/shm", "/proc"}
+    assert all("nosuid" in found for found in options.values())
+    assert {path for path, found in options.items() if "nodev" not in found} == {"/dev"}
+    assert {path for path, found in options.items() if "ro" in found} == {"/usr", "/dev", "/proc"}
+
+
+def test_no_layer_is_a_mount_of_the_host(launcher: LauncherUnderTest) -> None:
+    """Not one inode of the host's is bind-mounted: every device number is one that the host has not mounted."""
+    host = {line.split()[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    inside = {line.split()[2] for line in launcher.bash("cat /proc/self/mountinfo").text.splitlines()}
+    assert len(inside) >= 4
+    assert not inside & host
+
+
+def test_the_host_is_not_told_by_name_or_uptime(launcher: LauncherUnderTest) -> None:
+    ran = launcher.python("import os, time; print(os.uname().nodename, time.clock_gettime(time.CLOCK_BOOTTIME) < 60)")
+    assert ran.text == "sandbox True\n"
