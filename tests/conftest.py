@@ -1,4 +1,4 @@
-"""Fixtures of all tests: real launchers, each an instance of its own, and the proof that nothing is left after a test."""
+"""Fixtures of all tests: real launchers, each an instance of its own, and the proof that nothing is left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from jailrig import LauncherUnderTest
 
 
@@ -63,9 +62,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The hostile helper program, linked statically: `attacks/programs/attempts.c`."""
     source = Path(__file__).with_name("attacks") / "programs" / "attempts.c"
     output = tmp_path_factory.mktemp("programs") / "attempts"
-    subprocess.run(
-        ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(output), str(source)], check=True
-    )
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(output), str(source)], check=True)
     return output.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""What tests of the sandbox share: a real launcher of an instance of their own, and a short way to run a program in it."""
+"""What tests of the sandbox share: a launcher of an instance of their own, and a short way to run a program."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class LauncherUnderTest:
         collect: Sequence[str] = (),
         **limits: float,
     ) -> StageSpec:
-        """A stage; limits are given as at the edge (`cpu_time_s=1`). Files that start with `#!` or ELF are executable."""
+        """A stage; limits as at the edge (`cpu_time_s=1`). Files that start with `#!` or ELF are executable."""
         info = self.catalogue().policy(policy)
         contents = {path: text.encode() if isinstance(text, str) else text for path, text in (files or {}).items()}
         return StageSpec(
@@ -217,7 +217,7 @@ class LauncherUnderTest:
 
     @contextlib.contextmanager
     def live(self, argv: Sequence[str], **options: object) -> Iterator[Live]:
-        """A program that runs beside the test, with a stdin that the test writes; it is ended when the block is left."""
+        """A program that runs beside the test, which writes its stdin; it is ended when the block is left."""
         stage = self.stage(argv, stdin=None, **options)  # type: ignore[arg-type]
         program = Live(self, stage)
         try:

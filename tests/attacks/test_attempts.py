@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from jailrig import LauncherUnderTest
 
 Control = Callable[..., LauncherUnderTest]
@@ -44,7 +43,7 @@ def outcome(launcher: LauncherUnderTest, attempts: bytes, attempt: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "refusals", "without"),
+    ("attempt", "refusal", "without"),
     [
         ("set-uid-0", "EPERM", ("caps",)),
         ("set-gid-0", "EPERM", ("caps",)),
@@ -61,9 +60,9 @@ def outcome(launcher: LauncherUnderTest, attempts: bytes, attempt: str) -> str:
     ],
 )
 def test_privileges_cannot_be_gained(
-    launcher: LauncherUnderTest, control: Control, attempts: bytes, attempt: str, refusals: str, without: tuple[str, ...]
+    launcher: LauncherUnderTest, control: Control, attempts: bytes, attempt: str, refusal: str, without: tuple[str, ...]
 ) -> None:
-    assert outcome(launcher, attempts, attempt) == refusals
+    assert outcome(launcher, attempts, attempt) == refusal
     assert outcome(control(*without), attempts, attempt) == "succeeded"
 
 
@@ -344,8 +343,9 @@ def offered_by_kernel(attempts: bytes, attempt: str, *, as_root: bool = False) -
         program = Path(folder, "attempts")
         program.write_bytes(attempts)
         program.chmod(0o755)
+        user = [] if as_root else ["setpriv", "--reuid=65534", "--clear-groups"]
         done = subprocess.run(
-            ["unshare", "--net", *([] if as_root else ["setpriv", "--reuid=65534", "--clear-groups"]), program, attempt],
+            ["unshare", "--net", *user, program, attempt],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from jailrig import PYTHON, LauncherUnderTest
 
 Control = Callable[..., LauncherUnderTest]
@@ -116,7 +115,9 @@ def test_exactly_three_descriptors_are_open_and_none_is_a_file_of_the_host(
 
 def test_its_root_and_working_directory_are_absolute(launcher: LauncherUnderTest) -> None:
     """A working directory outside of the root reads as `(unreachable)/...` (CVE-2024-21626)."""
-    ran = launcher.python("import os; print(os.getcwd(), os.readlink('/proc/self/cwd'), os.readlink('/proc/self/root'))")
+    ran = launcher.python(
+        "import os; print(os.getcwd(), os.readlink('/proc/self/cwd'), os.readlink('/proc/self/root'))"
+    )
     assert ran.text == "/box /box /\n"
 
 
@@ -144,7 +145,9 @@ def test_the_standard_streams_cannot_be_turned_against_a_later_job(launcher: Lau
     assert again.text == "question True\n"
 
 
-@pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_AUDIT", "GLIBC_TUNABLES", "PYTHONPATH", "BASH_ENV", "LD_LIBRARY_PATH"])
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "LD_AUDIT", "GLIBC_TUNABLES", "PYTHONPATH", "BASH_ENV", "LD_LIBRARY_PATH"]
+)
 def test_a_hostile_environment_reaches_the_payload_alone(launcher: LauncherUnderTest, name: str) -> None:
     """Init gets none of it: a job with such a variable runs, and the launcher's and init's own are empty of it."""
     with launcher.live_python(
@@ -164,7 +167,7 @@ def test_pid_1_is_another_uid_without_rights_or_descriptors_of_value(launcher: L
         pids = launcher.sandbox_pids()
         init = next(pid for pid in pids if b"sandboxd-init" in Path(f"/proc/{pid}/cmdline").read_bytes())
         payload = next(pid for pid in pids if pid != init)
-        found = dict(line.split(":\t", 1) for line in Path(f"/proc/{init}/status").read_text().splitlines() if ":\t" in line)
+        found = status_of(init)
         assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {NO_RIGHTS}
         assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
         assert found["Uid"] != status_of(payload)["Uid"]
