@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from sandboxd.errors import InternalError, StepError
 from sandboxd.spec import InputFile, Limits, Struct
 
 
@@ -69,6 +70,13 @@ class Facts(Struct, frozen=True, kw_only=True):
     stderr_bytes: int
     """All that was written to the stream and read by the launcher, kept or not."""
     failure: Failure | None = None
+
+
+def failure_of(error: InternalError) -> Failure:
+    """What went wrong, as it is recorded. `errno` 0: no call of the kernel's failed, and `subject` says it all."""
+    if isinstance(error, StepError):
+        return Failure(step=error.step, subject=error.subject, errno=error.errno, hint=error.hint)
+    return Failure(step=type(error).__name__, subject=str(error), errno=0)
 
 
 def no_facts(failure: Failure | None, ending: Ending) -> Facts:

@@ -68,10 +68,15 @@ LIMIT_NAMES: tuple[str, ...] = Limits.__struct_fields__
 seconds."""
 
 
+Text = Annotated[str, Meta(max_length=ARG_MAX_BYTES)]
+"""Bounds of collections and texts are checked while a message is decoded, before they take memory; `bounds`
+checks bytes."""
+
+
 class InputFile(Struct, frozen=True, kw_only=True):
     """A file put into the working directory before the program starts. `path` is relative and already checked."""
 
-    path: str
+    path: Text
     content: bytes
     executable: bool = False
 
@@ -79,17 +84,17 @@ class InputFile(Struct, frozen=True, kw_only=True):
 class StageSpec(Struct, frozen=True, kw_only=True):
     """One stage of a job, complete: a launcher needs nothing else, and checks all of it against its own policies."""
 
-    name: str
+    name: Text
     """`compile` or `run`: used in messages only."""
-    policy: str
-    image: str
-    argv: tuple[str, ...]
-    env: dict[str, str]
+    policy: Text
+    image: Text
+    argv: Annotated[tuple[Text, ...], Meta(max_length=2 * ARGS_MAX)]
+    env: Annotated[dict[Text, Text], Meta(max_length=2 * ENV_MAX)]
     limits: Limits
-    files: tuple[InputFile, ...] = ()
+    files: Annotated[tuple[InputFile, ...], Meta(max_length=2 * FILES_MAX)] = ()
     stdin: bytes | None = b""
     """None: the client streams it in chunks."""
-    collect: tuple[str, ...] = ()
+    collect: Annotated[tuple[Text, ...], Meta(max_length=ARTIFACT_PATTERNS_MAX)] = ()
     """Glob patterns, relative to the working directory, of the regular files to hand back when the sandbox is dead."""
 
 

@@ -17,7 +17,18 @@ from sandboxd.spec import NANOSECONDS, Limits, Struct
 
 # A failing execve that says something about the job's command; any other errno says something about us.
 NOT_FOUND = (errno_names.ENOENT, errno_names.ENOTDIR)
-NOT_EXECUTABLE = (errno_names.EACCES, errno_names.ENOEXEC, errno_names.ELOOP, errno_names.E2BIG)
+NOT_EXECUTABLE = (
+    errno_names.EACCES,
+    errno_names.ENOEXEC,
+    errno_names.ELOOP,
+    errno_names.E2BIG,
+    errno_names.ENAMETOOLONG,
+    errno_names.ELIBBAD,
+    errno_names.EINVAL,
+    errno_names.EISDIR,
+)
+PROGRAM_EXEC_ERRNOS = frozenset(NOT_FOUND + NOT_EXECUTABLE)
+"""What a command's path, its arguments or the bytes of its file can make execve answer; any other errno is ours."""
 EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE = 127, 126
 
 _EXEC_REASONS = {
@@ -27,6 +38,10 @@ _EXEC_REASONS = {
     errno_names.ENOEXEC: "the program is in no format that can be run (a script begins with #! and its interpreter)",
     errno_names.ELOOP: "the program's path has too many symbolic links",
     errno_names.E2BIG: "the arguments and the environment are too big",
+    errno_names.ENAMETOOLONG: "the command's name is too long",
+    errno_names.ELIBBAD: "the interpreter that the program names is no program itself",
+    errno_names.EINVAL: "the program's file is malformed",
+    errno_names.EISDIR: "the program, or the interpreter that it names, is a folder",
 }
 
 _SIGNAL_REASONS: dict[int, str] = {
@@ -121,10 +136,12 @@ def _our_fault(facts: Facts) -> _Row:
     if facts.oom_kills > 0 or facts.ending is Ending.OOM:
         reason = "the host ran short of memory; the job was below its own limit"
     elif facts.failure is not None and not (facts.disk_full and facts.failure.errno == errno_names.ENOSPC):
-        reason = f"the sandbox could not be set up: {facts.failure.step} failed with {_errno_name(facts.failure.errno)}"
+        failure = facts.failure
+        what = f"failed with {_errno_name(failure.errno)}" if failure.errno else f"({failure.subject})"
+        reason = f"the sandbox could not be set up: {failure.step} {what}"
     elif facts.init_died:
         reason = "the sandbox itself died"
-    elif facts.exec_errno is not None and facts.exec_errno not in NOT_FOUND + NOT_EXECUTABLE:
+    elif facts.exec_errno is not None and facts.exec_errno not in PROGRAM_EXEC_ERRNOS:
         reason = f"the program could not be started: execve failed with {_errno_name(facts.exec_errno)}"
     elif facts.failure is None and facts.exec_errno is None and facts.ending is Ending.NONE:
         if (facts.exit_code is None) == (facts.signal is None):

@@ -31,7 +31,8 @@ _WHO = {
     Phase.OUTER: "outer, in the host's namespaces",
     Phase.BUILD: "PID 1, building the sandbox",
     Phase.JOB: "PID 1, with the job in hand",
-    Phase.PAYLOAD: "PID 2, between fork and exec",
+    Phase.ENTER: "PID 2, after the fork",
+    Phase.PAYLOAD: "PID 2, limits of the job, then the loss of all rights",
     Phase.EXEC: "PID 2, the command",
     Phase.HOLD: "PID 1, while it holds the sandbox",
 }
@@ -161,6 +162,7 @@ def _explained(stage: StageSpec, inputs: BuildInputs) -> _Explained:
             ),
         ),
         _part(Phase.JOB, job),
+        _part(Phase.ENTER, build),
         _part(Phase.PAYLOAD, (*job, *build)),
         _part(Phase.EXEC, job),
         _part(Phase.HOLD, build),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 from collections import OrderedDict
 
 from sandboxd.bounds import STAGE_ARGV_MAX, STAGE_FILES_MAX, check_argv, check_env, check_files, check_patterns
@@ -16,13 +17,15 @@ from sandboxd.policy.merge import check_ceilings
 from sandboxd.policy.model import Policy
 from sandboxd.spec import STDIN_MAX_BYTES, StageSpec
 
+_FDS_PER_SANDBOX = 20
+"""Leaf folders and files, control socket, pidfds, write layer, pipes, the client's socket, a build list; rounded up."""
 _MEMORY_RESERVE = 0.2
 """Part of the host's memory that sandboxes' limits together leave to everything else."""
 
 
 class Admission:
     """All sandboxes of a launcher start here. A stage waits, first come first served, until the memory limits of those
-    that run leave room for its own."""
+    that run leave room for its own, and descriptors are free."""
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
@@ -30,6 +33,7 @@ class Admission:
         self._waiting: OrderedDict[Owner, StageSpec] = OrderedDict()
         self._committed_bytes = 0
         self._memory_bytes = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * (1 - _MEMORY_RESERVE))
+        self._sandboxes_max = max(1, raise_open_files() // _FDS_PER_SANDBOX - 4)
         self._idle = asyncio.Event()
 
     def check(self, stage: StageSpec) -> None:
@@ -69,6 +73,8 @@ class Admission:
             needed_bytes = stage.limits.memory_bytes
             if self._sandboxes and self._committed_bytes + needed_bytes > self._memory_bytes:
                 return
+            if len(self._sandboxes) >= self._sandboxes_max:
+                return
             del self._waiting[owner]
             self._start(owner, stage)
 
@@ -104,3 +110,10 @@ class Admission:
             self.workshop.slots.free(slot)
             raise StepError("CreateCgroup", str(error.filename), error.errno or 0) from error
         return slot, leaf
+
+
+def raise_open_files() -> int:
+    """The hard limit on open files becomes the soft one (getrlimit(2)); returns it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

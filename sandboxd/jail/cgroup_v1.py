@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from sandboxd.errors import HostError
-from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Leaf, OomCounts, field, remove_folder
+from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Leaf, OomCounts, field, limited, remove_folder
 from sandboxd.spec import KIB
 
 MEMSW_SLACK_BYTES = 256 * KIB
@@ -24,19 +24,28 @@ one batch of charges (64 pages) is enough."""
 class HybridLeaf:
     """One sandbox's folders in three hierarchies."""
 
-    def __init__(self, unified: Path, memory: Path, pids: Path) -> None:
-        self._folders: list[Folder] = []
+    def __init__(self, unified: Path, memory: Path, pids: Path, *, has_memsw: bool) -> None:
+        """Makes them; when that fails nothing is left."""
         self._paths = (unified, memory, pids)
+        self._has_memsw = has_memsw
+        self._folders: list[Folder] = []
+        self.attach_fds: tuple[int, ...] = ()
+        self.oom_fd: int | None = None
+        try:
+            self._make()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _make(self) -> None:
         for path in self._paths:
             path.mkdir(0o755, exist_ok=False)
             self._folders.append(Folder(path))
         self._unified, self._memory, self._pids = self._folders
         self.v2_fd = self._unified.fd
-        self.attach_fds = tuple(
-            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder.fd)
-            for folder in (self._memory, self._pids)
-        )
-        self.oom_fd: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for folder in (self._memory, self._pids):
+            self.attach_fds += (os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder.fd),)
+        self.oom_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         control = os.open("memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory.fd)
         try:
             self._memory.write("cgroup.event_control", f"{self.oom_fd} {control}")
@@ -45,7 +54,7 @@ class HybridLeaf:
 
     def set_limits(self, memory_bytes: int, processes: int) -> None:
         self._memory.write("memory.limit_in_bytes", str(memory_bytes))
-        if self._memory.read_optional("memory.memsw.limit_in_bytes") is not None:
+        if self._has_memsw:
             self._memory.write("memory.memsw.limit_in_bytes", str(memory_bytes + MEMSW_SLACK_BYTES))
         self._pids.write("pids.max", str(processes))
 
@@ -89,11 +98,11 @@ class HybridCgroups:
         self._parents = (v2 / name, v1["memory"] / name, v1["pids"] / name)
         for parent in self._parents:
             parent.mkdir(0o755, exist_ok=True)
+        self._has_memsw = (self._parents[1] / "memory.memsw.limit_in_bytes").exists()
 
     def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
-        leaf = HybridLeaf(*(parent / name for parent in self._parents))
-        leaf.set_limits(memory_bytes, processes)
-        return leaf
+        leaf = HybridLeaf(*(parent / name for parent in self._parents), has_memsw=self._has_memsw)
+        return limited(leaf, memory_bytes, processes)
 
     def parents(self) -> tuple[Path, ...]:
         return self._parents

@@ -7,7 +7,17 @@ import os
 from pathlib import Path
 
 from sandboxd.errors import HostError
-from sandboxd.jail.cgroups import MEMBERS, V2_CONTROLLERS, Folder, Leaf, OomCounts, field, remove_folder
+from sandboxd.jail.cgroups import (
+    LAUNCHER_LEAF,
+    MEMBERS,
+    V2_CONTROLLERS,
+    Folder,
+    Leaf,
+    OomCounts,
+    field,
+    limited,
+    remove_folder,
+)
 
 
 class PureLeaf:
@@ -17,13 +27,22 @@ class PureLeaf:
     attach_fds: tuple[int, ...] = ()
 
     def __init__(self, path: Path) -> None:
+        """Makes it; when that fails nothing is left."""
         path.mkdir(0o755, exist_ok=False)
-        self._folder = Folder(path)
+        try:
+            self._folder = Folder(path)
+        except OSError:
+            remove_folder(path)
+            raise
         self.v2_fd = self._folder.fd
-        self._folder.write("memory.oom.group", "1")
-        for name in ("memory.swap.max", "memory.zswap.max"):
-            if self._folder.read_optional(name) is not None:
-                self._folder.write(name, "0")
+        try:
+            self._folder.write("memory.oom.group", "1")
+            for name in ("memory.swap.max", "memory.zswap.max"):
+                if self._folder.read_optional(name) is not None:
+                    self._folder.write(name, "0")
+        except OSError:
+            self.remove()
+            raise
 
     def set_limits(self, memory_bytes: int, processes: int) -> None:
         self._folder.write("memory.max", str(memory_bytes))
@@ -66,7 +85,7 @@ class PureCgroups:
     def __init__(self, name: str, own: Path) -> None:
         self._base = own.parent if own.name == MEMBERS else own
         self._parent = self._base / name
-        self._launcher = self._parent / "launcher"
+        self._launcher = self._parent / LAUNCHER_LEAF
         self._enable(self._base)
         self._parent.mkdir(0o755, exist_ok=True)
         _enable_controllers(self._parent)
@@ -89,9 +108,7 @@ class PureCgroups:
         _enable_controllers(base)
 
     def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
-        leaf = PureLeaf(self._parent / name)
-        leaf.set_limits(memory_bytes, processes)
-        return leaf
+        return limited(PureLeaf(self._parent / name), memory_bytes, processes)
 
     def parents(self) -> tuple[Path, ...]:
         return (self._parent,)

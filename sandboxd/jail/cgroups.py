@@ -16,6 +16,8 @@ from sandboxd.spec import Struct
 PREFIX = "sandboxd-"
 MEMBERS = "sandboxd-members"
 """Leaf of a pure v2 cgroup into which its own processes move, so that controllers can be enabled below it."""
+LAUNCHER_LEAF = "launcher"
+"""Leaf of an instance's pure v2 folder that holds its launcher."""
 V2_CONTROLLERS = ("memory", "pids", "cpu")
 V1_CONTROLLERS = ("memory", "pids")
 
@@ -120,3 +122,13 @@ def remove_folder(path: Path) -> bool:
             return False
         raise
     return True
+
+
+def limited(leaf: Leaf, memory_bytes: int, processes: int) -> Leaf:
+    """The leaf with its limits written; when that fails nothing is left."""
+    try:
+        leaf.set_limits(memory_bytes, processes)
+    except OSError:
+        leaf.remove()
+        raise
+    return leaf

@@ -16,7 +16,7 @@ from sandboxd.jail.admission import Admission
 from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, INBOUND_BYTES, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
-from sandboxd.result import Ending, Facts, Failure, StageOutcome, no_facts
+from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
 from sandboxd.spec import MIB, InputFile, StageSpec
 
 log = structlog.get_logger()
@@ -163,8 +163,7 @@ class Connection:
 
     def on_failed(self, error: InternalError) -> None:
         """No sandbox could be made at all."""
-        failure = Failure(step=type(error).__name__, subject=str(error), errno=0)
-        self._answer(no_facts(failure, Ending.NONE), (), 0)
+        self._answer(no_facts(failure_of(error), Ending.NONE), (), 0)
 
     def _answer(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
         stage, self._stage, self._sandbox, self._stdin_open = self._stage, None, None, False

@@ -85,6 +85,7 @@ class Launcher:
         cgroups = open_cgroups(self.instance.name)
         self._stack.callback(cgroups.close)
         sweeper.record(self.instance, cgroups.parents())
+        sweeper.clear(self.instance.name, cgroups.parents())  # of one that left no record
         slots = Slots(self.instance.name)
         self._stack.callback(slots.close)
         definitions = load_languages(folder)

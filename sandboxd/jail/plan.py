@@ -80,6 +80,7 @@ def build_plan(inputs: BuildInputs) -> tuple[PlannedStep, ...]:
     return (
         *_planned(Phase.OUTER, _outer_steps(inputs)),
         *_planned(Phase.BUILD, _init_steps(inputs)),
+        *_planned(Phase.ENTER, _enter_steps()),
         *_planned(Phase.PAYLOAD, _payload_steps(inputs)),
         *_planned(Phase.HOLD, _hold_steps(inputs)),
     )
@@ -210,10 +211,8 @@ def _inside(inputs: BuildInputs, number: int) -> int:
     return inputs.id_base + number if "userns" in inputs.without else number
 
 
-def _payload_steps(inputs: BuildInputs) -> list[Step]:
-    payload_id = _inside(inputs, _payload_id(inputs))
-    without = inputs.without
-    flags = abi.LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF | abi.LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF
+def _enter_steps() -> list[Step]:
+    """Before the job's limits: these need descriptors, and a job may be allowed very few."""
     return [
         st.Setsid(),
         st.ResetSignals(),
@@ -223,6 +222,14 @@ def _payload_steps(inputs: BuildInputs) -> list[Step]:
         st.Prctl("dumpable", abi.PR_SET_DUMPABLE, 1),
         st.WriteProc("self/oom_score_adj", "1000"),
         st.WriteProc("self/coredump_filter", "0"),
+    ]
+
+
+def _payload_steps(inputs: BuildInputs) -> list[Step]:
+    payload_id = _inside(inputs, _payload_id(inputs))
+    without = inputs.without
+    flags = abi.LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF | abi.LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF
+    return [
         st.SetGroups(),
         st.SetResgid(payload_id),
         *(

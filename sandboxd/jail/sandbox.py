@@ -39,8 +39,9 @@ from sandboxd.jail.rootfs import write_layer_options
 from sandboxd.jail.streams import Stream, Streams
 from sandboxd.jail.wire import Phase
 from sandboxd.jail.workshop import Workshop
-from sandboxd.result import Ending, Facts, Failure, no_facts
+from sandboxd.result import Ending, Facts, Failure, failure_of, no_facts
 from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec
+from sandboxd.verdict import PROGRAM_EXEC_ERRNOS
 
 log = structlog.get_logger()
 
@@ -52,10 +53,6 @@ OOM_CHECK_S = 0.002
 REMOVE_RETRY_S = 0.005
 REMOVE_DEADLINE_S = 5.0
 _FIRST_FD = 3
-_PROGRAM_ERRNOS = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC, errno.ELOOP, errno.E2BIG, errno.ENAMETOOLONG}
-)
-"""A failed execve of the job's own command that is the program's fault; any other errno is ours."""
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -123,9 +120,9 @@ class Sandbox:
         except OSError as error:
             self._fail(StepError("Spawn", str(error.filename or "init"), error.errno or 0))
             return
-        self._loop.add_reader(self._control, self._on_control)
+        self._watch(self._control, self._on_control)
         if self._leaf.oom_fd is not None:
-            self._loop.add_reader(self._leaf.oom_fd, self._on_oom)
+            self._watch(self._leaf.oom_fd, self._on_oom)
         self._after(BUILD_DEADLINE_S, self._on_build_deadline, State.BUILDING)
 
     def _spawn(self) -> None:
@@ -223,9 +220,9 @@ class Sandbox:
         match report.kind:
             case ReportKind.PIDFD if report.fd is not None:
                 self._pidfd = report.fd
-                self._loop.add_reader(self._pidfd, self._on_init_died)
+                self._watch(self._pidfd, self._on_init_died)
                 if self.state is State.ENDING:
-                    self._leaf.kill()  # asked for while PID 1 was being born
+                    self._kill_group()  # asked for while PID 1 was being born
             case ReportKind.TREE if report.fd is not None:
                 self._tree = report.fd
             case ReportKind.READY:
@@ -236,7 +233,7 @@ class Sandbox:
                 self._on_started(report)
             case ReportKind.ENDED:
                 self._on_ended(report)
-            case ReportKind.NOEXEC if report.error in _PROGRAM_ERRNOS:
+            case ReportKind.NOEXEC if report.error in PROGRAM_EXEC_ERRNOS:
                 self._exec_errno = report.error
                 self._kill()
             case _:
@@ -327,20 +324,29 @@ class Sandbox:
             self._end_ns = self._end_ns or time.monotonic_ns()
             self._asked_to_die = True
             self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
-        self._leaf.kill()
+        self._kill_group()
         if self._pidfd < 0 and (self._outer_pid is None or self._reports_ended):
             self._finish()
 
+    def _kill_group(self) -> None:
+        """cgroup.kill reaches all at once. Should it fail (no free descriptor), PID 1 takes its namespace along."""
+        try:
+            self._leaf.kill()
+        except OSError as error:
+            log.error("cgroup.kill failed", slot=self._slot, error=str(error))
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
     def _kill_again(self) -> None:
         log.warning("sandbox does not die", slot=self._slot)
-        self._leaf.kill()
+        self._kill_group()
         self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
 
     def _fail(self, error: StepError) -> None:
         if self.state >= State.OVER:
             return
         if not self._asked_to_die:  # what fails in one that is being killed is a consequence
-            self._failure = Failure(step=error.step, subject=error.subject, errno=error.errno, hint=error.hint)
+            self._failure = failure_of(error)
             log.error("step failed", slot=self._slot, error=str(error))
         self._kill()
 
@@ -428,7 +434,7 @@ class Sandbox:
 
     def _insist(self) -> None:
         log.warning("sandbox outlived its control socket", slot=self._slot)
-        self._leaf.kill()
+        self._kill_group()
         self._timers.append(self._loop.call_later(KILL_RETRY_S, self._insist))
 
     def _remove(self, deadline: float) -> None:
@@ -451,9 +457,22 @@ class Sandbox:
 
         def due() -> None:
             if self.state is state:
-                callback()
+                self._guarded(callback)
 
         self._timers.append(self._loop.call_later(delay_s, due))
+
+    def _watch(self, fd: int | socket.socket, callback: Callable[[], None]) -> None:
+        self._loop.add_reader(fd, self._guarded, callback)
+
+    def _guarded(self, callback: Callable[[], None]) -> None:
+        """The edge of the event loop: what goes wrong in a callback ends this sandbox, with the reason, and no other.
+        Out of descriptors or memory is what can be expected here."""
+        try:
+            callback()
+        except Exception as error:
+            log.exception("callback failed", slot=self._slot, state=self.state.name)
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            self._fail(StepError(callback.__name__, f"{type(error).__name__}: {error}", number))
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:

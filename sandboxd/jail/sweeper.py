@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import structlog
 from sandboxd.errors import HostError
 from sandboxd.instance import PRIVATE_PREFIX, RUN_ROOT, Instance
 from sandboxd.jail import slots
-from sandboxd.jail.cgroups import PREFIX, remove_folder
+from sandboxd.jail.cgroups import LAUNCHER_LEAF, PREFIX, remove_folder
 from sandboxd.jail.workshop import remove_tree
 
 log = structlog.get_logger()
@@ -70,9 +71,25 @@ def _abandoned(run_dir: Path) -> bool:
 
 def _sweep_one(name: str) -> int:
     parents = _recorded(name)
-    leaves = [leaf for parent in parents if parent.is_dir() for leaf in parent.iterdir() if leaf.is_dir()]
+    count = clear(name, parents)
+    for parent in parents:
+        remove_folder(parent / LAUNCHER_LEAF)
+        remove_folder(parent)
+    return count
+
+
+def clear(name: str, parents: Iterable[Path]) -> int:
+    """Ends and removes every sandbox's leaf below `parents`, and frees the instance's slots; returns how many there
+    were. Precondition: the lock of instance `name` is held."""
+    leaves = [
+        leaf
+        for parent in parents
+        if parent.is_dir()
+        for leaf in parent.iterdir()
+        if leaf.is_dir() and leaf.name != LAUNCHER_LEAF
+    ]
     for leaf in leaves:
-        if (leaf / "cgroup.kill").exists() and leaf.name != "launcher":
+        if (leaf / "cgroup.kill").exists():
             (leaf / "cgroup.kill").write_text("1")
     deadline = time.monotonic() + _EMPTY_DEADLINE_S
     left = leaves
@@ -80,14 +97,12 @@ def _sweep_one(name: str) -> int:
         left = [leaf for leaf in left if not remove_folder(leaf)]
         if left:
             time.sleep(0.005)
-    stuck = {leaf.name for leaf in left if leaf.name != "launcher"}
-    for path in stuck:
-        log.error("leftover cgroup cannot be removed", instance=name, leaf=path)
+    stuck = {leaf.name for leaf in left}
+    for leaf_name in stuck:
+        log.error("leftover cgroup cannot be removed", instance=name, leaf=leaf_name)
     for number, owner in slots.claimed().items():
         if owner == name and f"slot-{number}" not in stuck:
             slots.release(number)
-    for parent in parents:
-        remove_folder(parent)
     if leaves:
         log.info("swept leftovers", instance=name, cgroups=len(leaves))
     return len(leaves)

@@ -20,13 +20,13 @@ def files(patterns: Iterable[str]) -> list[str]:
 
 
 def read(path: str) -> int:
-    """Reads a file through, into the cache; returns its size. One that vanished is passed over."""
+    """Reads a file through, into the cache; returns its size. One that cannot be read now is passed over."""
     total = 0
     buffer = bytearray(_CHUNK)
     try:
         with open(path, "rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 total += count
-    except FileNotFoundError:
+    except OSError:
         return 0
     return total

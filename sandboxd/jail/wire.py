@@ -27,6 +27,7 @@ class Phase(enum.IntEnum):
     PAYLOAD = 3
     HOLD = 4
     EXEC = 5
+    ENTER = 6
 
 
 class Slot(enum.IntEnum):

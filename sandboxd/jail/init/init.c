@@ -249,6 +249,8 @@ __attribute__((noreturn)) static void payload(struct sandbox *s, const struct im
     char **envp = pointers(job, job->head->envp, job->head->envc);
     if (!argv || !envp)
         payload_broken(s, REPORT_FAILED, PHASE_EXEC, EINVAL);
+    if (run_phase(s, build, PHASE_ENTER) < 0)
+        payload_broken(s, REPORT_FAILED, PHASE_ENTER, errno);
     if (run_phase(s, job, PHASE_PAYLOAD) < 0)
         payload_broken(s, REPORT_FAILED, PHASE_JOB, errno); /* PHASE_JOB: the index is in the job list */
     if (run_phase(s, build, PHASE_PAYLOAD) < 0)

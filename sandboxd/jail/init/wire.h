@@ -15,9 +15,10 @@ enum phase {
     PHASE_OUTER = 0,   /* the first process, still in the host's namespaces */
     PHASE_BUILD = 1,   /* PID 1, before it knows its job */
     PHASE_JOB = 2,     /* PID 1, with the job in hand */
-    PHASE_PAYLOAD = 3, /* PID 2, between fork and exec */
+    PHASE_PAYLOAD = 3, /* PID 2: the job's limits, then the build's loss of all rights */
     PHASE_HOLD = 4,    /* PID 1, after it forked the payload */
     PHASE_EXEC = 5,    /* PID 2, the candidates of its command */
+    PHASE_ENTER = 6,   /* PID 2, first: session, signals, descriptors, place */
 };
 
 /* A descriptor known only at run time is named by its slot. */
