@@ -135,7 +135,9 @@ class _Run:
         for fd in (self._stdin_fd, cancel_fd):
             if fd is not None:
                 self._poll.register(fd, select.POLLIN)
-        sock.sendall(frame(Kind.RUN, protocol.encode(stage)))
+        body = protocol.encode(stage)
+        sock.sendall(protocol.HEADER.pack(Kind.RUN, len(body)))
+        sock.sendall(body)
         if stage.stdin is None and stdin_fd is None:
             sock.sendall(frame(Kind.STDIN_END))
 

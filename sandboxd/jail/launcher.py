@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import grp
 import os
 import pwd
@@ -110,6 +111,8 @@ class Launcher:
         catalogue = await offer.make_catalogue(admission, definitions, self.instance.cache_dir)
         offered = {language.name for language in catalogue.languages}
         self._keep_warm(warm.files(glob for item in definitions.values() if item.name in offered for glob in item.warm))
+        gc.collect()
+        gc.freeze()  # what was made at start stays: later collections need not look at it
         self._listen(admission, catalogue)
         log.info(
             "ready",

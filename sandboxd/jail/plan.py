@@ -164,6 +164,7 @@ def _init_steps(inputs: BuildInputs) -> list[Step]:
         *([] if "landlock" in inputs.without else _landlock_steps(inputs)),
         *_user_namespace_steps(inputs),
         st.OpenDir(Slot.BOX, WORKING_DIRECTORY),
+        *([] if "caps" in inputs.without else _lock_capabilities(inputs.host)),
     ]
 
 
@@ -232,11 +233,7 @@ def _payload_steps(inputs: BuildInputs) -> list[Step]:
     return [
         st.SetGroups(),
         st.SetResgid(payload_id),
-        *(
-            _keep_capabilities(payload_id, inputs.host)
-            if "caps" in without
-            else _drop_capabilities(payload_id, inputs.host)
-        ),
+        *(_keep_capabilities(payload_id, inputs.host) if "caps" in without else _drop_capabilities(payload_id)),
         st.Prctl("no_new_privs", abi.PR_SET_NO_NEW_PRIVS, 1),
         *([] if "landlock" in without else [st.LandlockRestrict(flags if inputs.host.landlock_abi >= 7 else 0)]),
         st.CloseRange(),
@@ -248,12 +245,19 @@ def _payload_steps(inputs: BuildInputs) -> list[Step]:
     ]
 
 
-def _drop_capabilities(payload_id: int, host: HostFacts) -> list[Step]:
-    """capabilities(7): securebits first, since they need CAP_SETPCAP, which setresuid must not be left to take away."""
+def _lock_capabilities(host: HostFacts) -> list[Step]:
+    """By PID 1 for itself and the payload, which inherits both: no exec and no change of uid gives a capability back
+    (capabilities(7)). It needs CAP_SETPCAP, so it comes before any is dropped."""
     return [
         st.Prctl("securebits, locked", abi.PR_SET_SECUREBITS, abi.SECUREBITS_ALL_LOCKED),
         st.DropBounding(host.last_capability),
-        st.SetResuid(payload_id),
+    ]
+
+
+def _drop_capabilities(own_id: int) -> list[Step]:
+    """With the securebits locked a change of uid takes none away: capset does."""
+    return [
+        st.SetResuid(own_id),
         st.Prctl("no ambient capabilities", abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL),
         st.SetCapabilities(kept=False),
     ]
@@ -274,7 +278,7 @@ def _hold_steps(inputs: BuildInputs) -> list[Step]:
     hold_id = _inside(inputs, HOLD_ID)
     return [
         st.SetResgid(hold_id),
-        *_drop_capabilities(hold_id, inputs.host),
+        *_drop_capabilities(hold_id),
         st.Prctl("no_new_privs", abi.PR_SET_NO_NEW_PRIVS, 1),
         st.Prctl("die with the launcher", abi.PR_SET_PDEATHSIG, 9),
         *(st.InstallSeccomp("init", program) for program in inputs.programs.init),

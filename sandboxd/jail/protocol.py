@@ -107,7 +107,8 @@ class Frames:
             end = HEADER.size + length
             if len(self._buffer) < end:
                 return
-            body = bytes(self._buffer[HEADER.size : end])
+            with memoryview(self._buffer) as view:
+                body = bytes(view[HEADER.size : end])
             del self._buffer[:end]
             yield Kind(number), body
 

@@ -56,7 +56,7 @@ class Streams:
 
     def _make_stdin(self, stdin: bytes | None) -> int:
         if stdin is not None:
-            memfd = syscalls.sealed_memfd("stdin", stdin)
+            memfd = syscalls.sealed_memfd("stdin", [stdin])
             try:
                 return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
             finally:

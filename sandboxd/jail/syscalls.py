@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Iterable
 
 from sandboxd.jail import abi
 
@@ -84,8 +85,8 @@ def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None
     _checked(number, f"fsconfig({(key or b'reconfigure').decode()})")
 
 
-def sealed_memfd(name: str, content: bytes, *, executable: bool = False) -> int:
-    """memfd_create(2) with `content`, sealed against every change; the caller owns the descriptor.
+def sealed_memfd(name: str, pieces: Iterable[bytes], *, executable: bool = False) -> int:
+    """memfd_create(2) with `pieces` one after the other, sealed against every change; the caller owns the descriptor.
 
     Not executable unless asked for, where the kernel can say so (MFD_NOEXEC_SEAL, Linux 6.3).
     """
@@ -97,9 +98,10 @@ def sealed_memfd(name: str, content: bytes, *, executable: bool = False) -> int:
             raise
         fd = os.memfd_create(name, flags)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(fd, view) :]
         seals = abi.F_SEAL_SEAL | abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
         fcntl.fcntl(fd, abi.F_ADD_SEALS, seals)
     except BaseException:

@@ -16,6 +16,7 @@ MAGIC = 0x64786273
 VERSION = 1
 STEP = struct.Struct("=HBBI4Q4IQ")
 HEADER = struct.Struct("=8I")
+_ALIGNMENT = 8
 
 
 class Phase(enum.IntEnum):
@@ -135,42 +136,76 @@ class PlannedStep(msgspec.Struct, frozen=True):
     step: Step
 
 
-def encode(planned: Sequence[PlannedStep], argv: Iterable[str] = (), envp: Iterable[str] = ()) -> bytes:
-    """The list as init maps it: header, records, string table, argv and envp; the last byte is 0."""
-    table = bytearray()
-    table_at = HEADER.size + STEP.size * len(planned)
-    known: dict[bytes, int] = {}
+class _Table:
+    """Strings, each once, and big data behind them, which is never copied."""
 
-    def place(value: str | bytes | None) -> int:
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._strings = bytearray()
+        self._known: dict[bytes, int] = {}
+        self.data: list[bytes] = []
+        self._data_at: list[int] = []
+        self._data_bytes = 0
+
+    def string(self, value: str | bytes | None) -> int:
+        """Offset of a string that ends in NUL; 0 for none."""
         if value is None:
             return 0
         raw = value if isinstance(value, bytes) else value.encode("utf-8")
-        if raw not in known:
-            known[raw] = table_at + len(table)
-            table.extend(raw)
-            table.append(0)
-        return known[raw]
+        offset = self._known.get(raw)
+        if offset is None:
+            offset = self._known[raw] = self._start + len(self._strings)
+            self._strings += raw
+            self._strings.append(0)
+        return offset
 
-    records = bytearray()
-    for item in planned:
-        record = item.step.record()
-        op = item.step.OP
-        strings = list(record.strings)
-        if record.data is not None:
-            if len(table) % 8:
-                table.extend(bytes(8 - len(table) % 8))
-            strings.insert(0 if op is Op.SECCOMP else 1, record.data)
-        offsets = [place(value) for value in strings] + [0] * (4 - len(strings))
-        args = list(record.args) + [0] * (4 - len(record.args))
-        records += STEP.pack(op, item.phase, record.slot, len(record.data or b""), *args, *offsets, 0)
+    def vector(self, values: Iterable[str]) -> tuple[int, int]:
+        """Count and offset of an array of string offsets, ended by 0."""
+        offsets = [self.string(value) for value in values]
+        self._strings += bytes(-len(self._strings) % _ALIGNMENT)
+        at = self._start + len(self._strings)
+        self._strings += struct.pack(f"={len(offsets) + 1}Q", *offsets, 0)
+        return len(offsets), at
 
-    vectors: list[int] = []
-    for vector in (argv, envp):
-        offsets = [place(value) for value in vector]
-        if len(table) % 8:
-            table.extend(bytes(8 - len(table) % 8))
-        vectors += [len(offsets), table_at + len(table)]
-        table += struct.pack(f"={len(offsets) + 1}Q", *offsets, 0)
-    table.append(0)
-    header = HEADER.pack(MAGIC, VERSION, table_at + len(table), len(planned), *vectors)
-    return header + bytes(records) + bytes(table)
+    def add_data(self, content: bytes) -> int:
+        """Takes content for behind the strings; returns its number."""
+        self._data_at.append(self._data_bytes)
+        padding = bytes(-len(content) % _ALIGNMENT)
+        self.data += [content, padding] if padding else [content]
+        self._data_bytes += len(content) + len(padding)
+        return len(self._data_at) - 1
+
+    def finish(self) -> bytes:
+        """The strings, ended so that data is aligned."""
+        self._strings += bytes(-len(self._strings) % _ALIGNMENT)
+        return bytes(self._strings)
+
+    def data_offset(self, number: int) -> int:
+        """Precondition: finished."""
+        return self._start + len(self._strings) + self._data_at[number]
+
+    @property
+    def end(self) -> int:
+        return self._start + len(self._strings) + self._data_bytes
+
+
+def encode(planned: Sequence[PlannedStep], argv: Iterable[str] = (), envp: Iterable[str] = ()) -> list[bytes]:
+    """The list as init maps it, in pieces: header, records, strings, argv and envp, data; the last byte is 0.
+
+    Contents of files are handed on as they are: a copy of a big one costs more than a sandbox's mounts.
+    """
+    table = _Table(HEADER.size + STEP.size * len(planned))
+    records = [item.step.record() for item in planned]
+    offsets = [[table.string(value) for value in record.strings] for record in records]
+    numbers = [None if record.data is None else table.add_data(record.data) for record in records]
+    vectors = (*table.vector(argv), *table.vector(envp))
+    strings = table.finish()
+    packed = bytearray()
+    for item, record, placed, number in zip(planned, records, offsets, numbers, strict=True):
+        if number is not None:
+            placed.insert(0 if item.step.OP is Op.SECCOMP else 1, table.data_offset(number))
+        args = (*record.args, 0, 0, 0, 0)[:4]
+        at = (*placed, 0, 0, 0, 0)[:4]
+        packed += STEP.pack(item.step.OP, item.phase, record.slot, len(record.data or b""), *args, *at, 0)
+    header = HEADER.pack(MAGIC, VERSION, table.end + 1, len(planned), *vectors)
+    return [header + packed + strings, *table.data, b"\0"]

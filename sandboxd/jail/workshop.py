@@ -43,7 +43,7 @@ class Workshop:
         without: frozenset[Layer],
     ) -> None:
         self.null_fd = _reserve_low_descriptors()
-        self._init_fd = syscalls.sealed_memfd("sandboxd-init", init_binary().read_bytes(), executable=True)
+        self._init_fd = syscalls.sealed_memfd("sandboxd-init", [init_binary().read_bytes()], executable=True)
         self.init_path = f"/proc/self/fd/{self._init_fd}"
         self.cgroups = cgroups
         self.slots = slots
