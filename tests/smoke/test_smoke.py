@@ -1,4 +1,4 @@
-"""The sandbox in short: hello, each limit, a fork bomb, nothing left. For every form of cgroups; minutes when emulated."""
+"""The sandbox in short: hello, each limit, a fork bomb, nothing left; for every form of cgroups, and when emulated."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root /src/scripts
 if [ -n "${VM_COMMAND:-}" ]; then
     command=$VM_COMMAND
 else
-    printf -v arguments ' %q' "$@"
+    arguments=
+    [ $# -eq 0 ] || printf -v arguments ' %q' "$@"
     command="scripts/test.sh /opt/sandboxd-tests tests/smoke -v -o timeout=600$arguments"
 fi
 printf 'export TIMEOUT_SCALE=%q PATH=$PATH:/opt/sandboxd-tests/bin\ncd /src\n%s\n' "${TIMEOUT_SCALE:-30}" "$command" >"$root/root/command"
