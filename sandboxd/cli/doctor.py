@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 import msgspec
 
+from sandboxd.delegation import ensure_delegated
 from sandboxd.jail.facts import Finding, findings
 
 _MARKS = {(True, True): "ok  ", (True, False): "ok  ", (False, False): "warn", (False, True): "FAIL"}
@@ -22,6 +24,8 @@ def command(as_json: bool) -> None:
     \b
     Example:  sudo sandboxd doctor
     """
+    if os.geteuid() == 0:
+        ensure_delegated()  # what `run` and `serve` would do: cgroups are judged by the scope they would have
     found = findings()
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
