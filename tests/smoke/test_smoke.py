@@ -33,7 +33,8 @@ def test_it_has_no_rights_and_sees_nothing_of_the_host(launcher: LauncherUnderTe
 
 
 def test_the_cpu_limit_counts_children_that_nobody_waits_for(launcher: LauncherUnderTest) -> None:
-    ran = launcher.bash("(while :; do :; done) & disown; while :; do :; done", cpu_time_s=CPU_S, wall_time_s=min(WALL_S * 3, 120))
+    loops = "(while :; do :; done) & disown; while :; do :; done"
+    ran = launcher.bash(loops, cpu_time_s=CPU_S, wall_time_s=min(WALL_S * 3, 120))
     assert ran.verdict == "cpu_time_exceeded"
     assert ran.facts.cpu_time_ns >= CPU_S * 1e9
 

@@ -93,7 +93,7 @@ def test_a_compiled_language_has_two_stages() -> None:
     job = JobRequest(language="c", files=(file("main.c"), file("util.h")), args=("a", "b"), stdin=b"in", env={"A": "1"})
     compiling, running = plan_stages(job, CATALOGUE)
     assert (compiling.name, compiling.policy, compiling.image) == ("compile", "compile", "host")
-    assert compiling.argv == ("/usr/bin/gcc", "-O2", "-std=c17", "-o", "program", "main.c", "-lm")
+    assert compiling.argv == ("/usr/bin/gcc", "-O2", "-std=gnu17", "-o", "program", "main.c", "-lm")
     assert (compiling.stdin, compiling.env, compiling.files, compiling.collect) == (b"", {}, job.files, ("program",))
     assert compiling.limits.cpu_time_ns == 15 * NANOSECONDS
     assert (running.name, running.policy, running.argv) == ("run", "default", ("./program", "a", "b"))
