@@ -75,11 +75,14 @@ def _release(jobs: JobQueue, job_id: str, execution_id: str) -> None:
         jobs.store.release(
             pipeline, job_id, attempt=None, lost=True, result=_lost_result(jobs.store, job_id), now=now_rfc3339()
         )
-        # Unconditionally, so that the job is never `queued` without being in the queue; a worker drops it if it has
-        # ended.
+        # Together with the release, so that the job is never `queued` without being in the queue.
         jobs.push(pipeline, job_id, at_front=True)
         _forget(jobs, pipeline, job_id, execution_id)
         state = pipeline.execute()[0].decode()
+    if state != "queued":
+        with jobs.transaction() as pipeline:
+            jobs.forget(pipeline, job_id)
+            pipeline.execute()
     log.warning("a worker died in the middle of a job", job=job_id, state=state)
 
 

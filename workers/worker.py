@@ -26,6 +26,7 @@ from types import FrameType
 import structlog
 from redis.client import Pipeline
 from rq import Queue, Worker, worker_registration
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -169,11 +170,9 @@ class SandboxWorker(Worker):
         except StoreUnavailable:
             return 0
 
-    def _await_launcher(self, tick: Callable[[], None], timeout_s: float | None) -> None:
-        """Wait until the launcher answers; a poke or the deadline ends it too, and the next try then says what is
-        wrong.
-        """
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    def _await_launcher(self, tick: Callable[[], None], timeout_s: float = math.inf) -> None:
+        """Wait until the launcher answers; a poke or the deadline ends it too, and the next try says what is wrong."""
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(InternalError):
                 self._launcher.connect()
@@ -290,27 +289,35 @@ class SandboxWorker(Worker):
         """Every few seconds between jobs, and before the first: renew the offer, take up what other workers lost."""
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ leaves it untyped, starting as None
         try:
-            self._renew_offer()
+            if not self._renew_offer():
+                # No job is taken meanwhile: another host's worker could run it.
+                self._await_launcher(self._idle)
+                self._renew_offer()
             recover(self._jobs)
             with redis_errors():
                 worker_registration.clean_worker_registry(self._jobs.rq)
         except InternalError as error:
             log.warning("maintenance failed, and is tried again", error=str(error))
 
-    def _renew_offer(self) -> None:
-        """Publish what the launcher offers now; nothing while it is away, so that the API takes no job that cannot
-        run.
-        """
+    def _idle(self) -> None:
+        """While there is no job: a sign of life, and the end if it was asked for."""
+        if self._stop_requested:
+            raise StopRequested
+        self.heartbeat()
+
+    def _renew_offer(self) -> bool:
+        """Publish what the launcher offers now; False and nothing while it is away: no job is taken that cannot run."""
         try:
             self._launcher.refresh()
         except InternalError as error:
             self._launcher.close()
             log.warning("the launcher does not answer", error=str(error))
             self.withdraw_offer()
-            return
+            return False
         with redis_errors(), self.connection.pipeline() as pipeline:
             self._jobs.store.publish_catalogue(pipeline, self.name, self._launcher.published)
             pipeline.execute()
+        return True
 
     def withdraw_offer(self) -> None:
         """Offer nothing any more."""
@@ -329,6 +336,24 @@ class SandboxWorker(Worker):
             if self._running is not None and self._running == self._stopped_job_id:
                 os.eventfd_write(self._cancel_fd, 1)
 
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Asked by RQ's loops before each wait. Here a stop is noticed whose exception got lost (see `_shutdown`)."""
+        if self._stop_requested:
+            raise StopRequested
+        return bool(super().should_run_maintenance_tasks)
+
+    def _shutdown(self) -> None:
+        """The first SIGTERM or Ctrl-C: at once when idle, else after the job.
+
+        RQ raises StopRequested out of the signal handler alone, wherever it interrupts. In a destructor that
+        exception is
+        ignored, and the order would be lost; so it is written down too. And it tells Redis, which a handler must not.
+        """
+        self._stop_requested = True
+        if self.get_state() != WorkerStatus.BUSY:
+            raise StopRequested
+
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """A second SIGTERM or Ctrl-C: the sandbox is killed and the job given back."""
         if self._shutdown_requested_date is not None and (now() - self._shutdown_requested_date).total_seconds() < 1:
@@ -340,12 +365,9 @@ class SandboxWorker(Worker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """As RQ's, with two differences. A worker without a launcher takes no job, which another host's could run.
-        And an
-        entry of the queue that cannot even be decoded is thrown away: it would end every worker that meets it.
-        """
+        """As RQ's, but an entry that cannot even be decoded is thrown away: it would end every worker that meets it."""
         while True:
-            self._await_launcher(self.heartbeat, None)
+            self._await_launcher(self._idle)
             try:
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
             except Exception as error:

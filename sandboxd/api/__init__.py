@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> OpenAPI:
         static_folder=None,
     )
     app.openapi_version = "3.1.0"
-    app.config["MAX_CONTENT_LENGTH"] = settings.body_max_bytes
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_max_bytes + 1
     app.extensions["sandboxd"] = services
     problems.register(app)
     auth.register(app, services)

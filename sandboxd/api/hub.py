@@ -69,7 +69,8 @@ class Hub:
                 if not self._closed.is_set():
                     log.warning("subscription lost", error=str(error))
             except Exception:  # the thread's edge: a hub without its thread would let every request wait in vain
-                log.exception("subscription failed")
+                if not self._closed.is_set():
+                    log.exception("subscription failed")
             self._listening.clear()
             self._closed.wait(_RETRY_S)
 

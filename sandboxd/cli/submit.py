@@ -129,11 +129,12 @@ def _edge(assignments: tuple[str, ...], field: str) -> dict[str, float | int]:
 def _run(server: httpx.Client, body: dict[str, Any], wait_s: float) -> dict[str, Any]:
     """Post the job and wait for its end. Ctrl-C cancels it."""
     deadline = time.monotonic() + wait_s
-    job = _json(_wait(server, "POST", "/v1/jobs", deadline, json=body))
+    # Without waiting: from here on the job's id is known, and the job can be cancelled.
+    job = _json(server.post("/v1/jobs", json=body))
     path = f"/v1/jobs/{job['id']}"
     try:
         while job["state"] not in _ENDED and time.monotonic() < deadline:
-            job = _json(_wait(server, "GET", path, deadline))
+            job = _json(_wait(server, path, deadline))
     except KeyboardInterrupt:
         server.delete(path)
         raise SystemExit(CANCELLED_STATUS) from None
@@ -142,9 +143,9 @@ def _run(server: httpx.Client, body: dict[str, Any], wait_s: float) -> dict[str,
     return job
 
 
-def _wait(server: httpx.Client, method: str, path: str, deadline: float, **options: Any) -> httpx.Response:  # noqa: ANN401
+def _wait(server: httpx.Client, path: str, deadline: float) -> httpx.Response:
     wait_s = round(max(0.0, min(float(WAIT_MAX_S), deadline - time.monotonic())), 3)
-    return server.request(method, path, params={"wait": wait_s}, timeout=wait_s + _MARGIN_S, **options)
+    return server.get(path, params={"wait": wait_s}, timeout=wait_s + _MARGIN_S)
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
