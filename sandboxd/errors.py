@@ -49,7 +49,7 @@ class StepError(InternalError):
 
     def __init__(self, step: str, subject: str, errno: int, hint: str = "") -> None:
         name = errno_names.errorcode.get(errno, str(errno))
-        text = f"{step} {subject}: {os.strerror(errno)} ({name})".replace("  ", " ")
+        text = f"{f'{step} {subject}'.rstrip()}: {os.strerror(errno)} ({name})"
         super().__init__(f"{text}. {hint}" if hint else text)
         self.step = step
         self.subject = subject

@@ -133,7 +133,6 @@ def _outer_steps(inputs: BuildInputs) -> list[Step]:
     ]
     return [
         st.Clone(_clone_flags(inputs.without)),
-        st.SendPidfd(),  # before anything else can fail: the launcher is PID 1's parent and must be able to reap it
         *(st.AttachCgroup(name, index) for index, name in enumerate(inputs.host.v1_controllers)),
         st.Notify(),
         *([] if "userns" in inputs.without else maps),

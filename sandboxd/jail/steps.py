@@ -19,7 +19,8 @@ class Clone(Step, frozen=True):
         return Record(args=(self.flags,))
 
     def subject(self) -> str:
-        return "PID 1 into the cgroup, with new namespaces: " + ", ".join(namespaces(self.flags))
+        made = ", ".join(namespaces(self.flags))
+        return f"PID 1 into the cgroup, its pidfd to the launcher, new namespaces: {made}"
 
 
 class AttachCgroup(Step, frozen=True):
@@ -35,10 +36,6 @@ class AttachCgroup(Step, frozen=True):
 
     def subject(self) -> str:
         return f"{self.controller} (v1)"
-
-
-class SendPidfd(Step, frozen=True):
-    OP: ClassVar[Op] = Op.SEND_PIDFD
 
 
 class WriteIdMap(Step, frozen=True):

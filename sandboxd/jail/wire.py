@@ -51,7 +51,6 @@ class Op(enum.IntEnum):
 
     CLONE = 1
     ATTACH_CGROUP = 2
-    SEND_PIDFD = 3
     WRITE_ID_MAP = 4
     NOTIFY = 5
     WAIT = 6

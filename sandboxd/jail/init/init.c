@@ -163,7 +163,9 @@ int clone_init(struct sandbox *s, uint64_t flags)
     close(pair[1]);
     s->peer = pair[0];
     s->pid = (pid_t)pid;
-    return 0;
+    /* Before anything else can fail: without it the launcher could not reap its child. */
+    struct report report = {.kind = REPORT_PIDFD};
+    return send_report(s, &report, s->pidfd);
 }
 
 int attach_cgroup(struct sandbox *s, int fd)
@@ -171,12 +173,6 @@ int attach_cgroup(struct sandbox *s, int fd)
     char number[16];
     int len = snprintf(number, sizeof number, "%d", s->pid);
     return write(fd, number, (size_t)len) < 0 ? -1 : 0;
-}
-
-int send_pidfd(struct sandbox *s)
-{
-    struct report report = {.kind = REPORT_PIDFD};
-    return send_report(s, &report, s->pidfd);
 }
 
 int write_id_map(struct sandbox *s, const char *name, const char *content)

@@ -26,7 +26,6 @@ struct sandbox {
 int send_report(struct sandbox *, struct report *, int fd);
 int clone_init(struct sandbox *, uint64_t flags);
 int attach_cgroup(struct sandbox *, int fd);
-int send_pidfd(struct sandbox *);
 int write_id_map(struct sandbox *, const char *name, const char *content);
 int await_peer(struct sandbox *);
 const char *text(const struct image *, uint32_t offset);

@@ -265,7 +265,6 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     switch ((enum op)st->op) {
     case OP_CLONE: return clone_init(s, st->arg[0]);
     case OP_ATTACH_CGROUP: return attach_cgroup(s, fd);
-    case OP_SEND_PIDFD: return send_pidfd(s);
     case OP_WRITE_ID_MAP: return write_id_map(s, str[0], str[1]);
     case OP_NOTIFY: return write(s->peer, "", 1) == 1 ? 0 : -1;
     case OP_WAIT: return await_peer(s);

@@ -37,9 +37,8 @@ enum slot {
 };
 
 enum op {
-    OP_CLONE = 1,           /* arg0 flags */
+    OP_CLONE = 1,           /* arg0 flags: PID 1 is made, and its pidfd sent to its parent, the launcher */
     OP_ATTACH_CGROUP = 2,   /* slot */
-    OP_SEND_PIDFD = 3,      /* */
     OP_WRITE_ID_MAP = 4,    /* str0 "uid_map" or "gid_map", str1 content */
     OP_NOTIFY = 5,          /* wake the process on the other end of the outer-init pair */
     OP_WAIT = 6,            /* wait for it */

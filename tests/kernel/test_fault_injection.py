@@ -1,0 +1,182 @@
+"""Every step of a launch fails once: the error names the step, and nothing of the sandbox is left."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandboxd.errors import InternalError
+from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.jail import plan, slots, syscalls, wire
+from sandboxd.jail.admission import Admission
+from sandboxd.jail.cgroup_host import open_cgroups
+from sandboxd.jail.cgroups import Cgroups
+from sandboxd.jail.images import make_host_image
+from sandboxd.jail.plan import BuildInputs
+from sandboxd.jail.sandbox import Sandbox
+from sandboxd.jail.slots import Slots
+from sandboxd.jail.steps import Fail
+from sandboxd.jail.streams import Stream
+from sandboxd.jail.wire import PlannedStep
+from sandboxd.jail.workshop import Workshop, remove_tree
+from sandboxd.policy.load import load_policies, policy_folder
+from sandboxd.result import Facts
+from sandboxd.spec import InputFile, StageSpec
+
+ERRNO = errno.EXDEV
+"""Which no step of ours answers by itself."""
+STAGE_LIMIT_S = 20
+
+
+class FailingWorkshop(Workshop):
+    """The real one; a step of the build list, chosen by the test, is replaced by one that fails."""
+
+    fail_at: int | None = None
+
+    def build_list(self, inputs: BuildInputs) -> int:
+        if self.fail_at is None:
+            return super().build_list(inputs)
+        steps = list(plan.build_plan(inputs))
+        steps[self.fail_at] = PlannedStep(steps[self.fail_at].phase, Fail(ERRNO))
+        # Not kept: a list for each failure. The test's process ends soon.
+        return syscalls.sealed_memfd("failing", wire.encode(steps))
+
+
+class Recorder:
+    """Owner of one sandbox; hands it a job and keeps what came of it."""
+
+    def __init__(self, stage: StageSpec) -> None:
+        self.stage = stage
+        self.facts: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
+
+    def on_admitted(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        sandbox.build()
+
+    def on_ready(self) -> None:
+        self.sandbox.give(self.stage)
+
+    def on_output(self, stream: Stream, chunk: bytes) -> None:
+        pass
+
+    def on_stdin_taken(self, count: int) -> None:
+        pass
+
+    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+        self.facts.set_result(facts)
+
+    def on_failed(self, error: InternalError) -> None:
+        self.facts.set_exception(error)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Iterator[FailingWorkshop]:
+    instance = Instance(name=f"faults-{os.getpid()}", state_root=str(tmp_path))
+    RUN_ROOT.mkdir(0o755, exist_ok=True)
+    instance.run_dir.mkdir(0o755)
+    cgroups: Cgroups = open_cgroups(instance.name)
+    made_slots = Slots(instance.name)
+    made = FailingWorkshop(
+        cgroups=cgroups,
+        slots=made_slots,
+        policies=load_policies(policy_folder()),
+        image=make_host_image(instance.run_dir, instance.cache_dir, []),
+        policy_folder=policy_folder(),
+        cache_dir=instance.cache_dir,
+        run_dir=instance.run_dir,
+        without=frozenset(),
+    )
+    yield made
+    made.close()
+    made_slots.close()
+    cgroups.close()
+    remove_tree(instance.run_dir)
+    assert not any(parent.exists() for parent in cgroups.parents()), "cgroups are left"
+    assert instance.name not in slots.claimed().values(), "slots are left"
+
+
+def children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+async def launch(admission: Admission, stage: StageSpec) -> Facts:
+    recorder = Recorder(stage)
+    admission.check(stage)
+    admission.admit(recorder, stage)
+    facts = await asyncio.wait_for(recorder.facts, STAGE_LIMIT_S)
+    await admission.wait_idle(STAGE_LIMIT_S)
+    return facts
+
+
+def in_loop(workshop: Workshop, test: Callable[[Admission], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await test(Admission(workshop))
+
+    before = children()
+    asyncio.run(main())
+    assert children() == before, "processes are left"
+
+
+def a_stage(workshop: Workshop) -> StageSpec:
+    policy = workshop.policies["default"]
+    files = (InputFile(path="folder/file", content=b"content"),)
+    return StageSpec(
+        name="run", policy="default", image="host", argv=("true",), env={}, limits=policy.defaults, files=files
+    )
+
+
+def test_each_step_of_the_build_list_fails_once_and_is_named(workshop: FailingWorkshop) -> None:
+    stage = a_stage(workshop)
+    listed = plan.build_plan(workshop.inputs(workshop.policies["default"], 0))
+
+    async def fail_each(admission: Admission) -> None:
+        for number, planned in enumerate(listed):
+            workshop.fail_at = number
+            facts = await launch(admission, stage)
+            assert facts.failure is not None, f"step {number}, {planned.step.name}, failed unseen"
+            assert (facts.failure.step, facts.failure.errno) == (planned.step.name, ERRNO)
+            assert facts.exit_code is None
+        workshop.fail_at = None
+        assert (await launch(admission, stage)).exit_code == 0, "the next sandbox does not run"
+
+    assert len(listed) > 80
+    in_loop(workshop, fail_each)
+
+
+def test_each_step_of_the_job_list_fails_once_and_is_named(
+    workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = a_stage(workshop)
+    real_plan = plan.job_plan
+    steps = real_plan(stage, workshop.inputs(workshop.policies["default"], 0))
+    without_exec = [number for number, planned in enumerate(steps) if planned.phase is not wire.Phase.EXEC]
+
+    async def fail_each(admission: Admission) -> None:
+        for number in without_exec:
+
+            def encode(
+                planned: tuple[PlannedStep, ...], argv: tuple[str, ...], env: Iterator[str], number: int = number
+            ) -> list[bytes]:
+                failing = [*planned[:number], PlannedStep(planned[number].phase, Fail(ERRNO)), *planned[number + 1 :]]
+                return real_encode(failing, argv, env)
+
+            # The build list is in the workshop's cache from the first launch on; only job lists are encoded from here.
+            with monkeypatch.context() as patch:
+                patch.setattr(wire, "encode", encode)
+                facts = await launch(admission, stage)
+            assert facts.failure is not None, f"step {number}, {steps[number].step.name}, failed unseen"
+            assert (facts.failure.step, facts.failure.errno) == (steps[number].step.name, ERRNO)
+        assert (await launch(admission, stage)).exit_code == 0, "the next sandbox does not run"
+
+    async def warmed(admission: Admission) -> None:
+        assert (await launch(admission, stage)).exit_code == 0
+        await fail_each(admission)
+
+    real_encode = wire.encode
+    assert len(without_exec) > 10
+    in_loop(workshop, warmed)
