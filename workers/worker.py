@@ -25,11 +25,10 @@ from types import FrameType
 
 import structlog
 from redis.client import Pipeline
-from rq import Queue, Worker, worker_registration
+from rq import Queue, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
-from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker import WorkerStatus
 
@@ -42,53 +41,40 @@ from sandboxd.result import Verdict
 from sandboxd.store import Claim, redis_errors
 from workers.bury import recover
 from workers.launcher import Launcher
+from workers.lean import HEARTBEAT_S, LeanWorker
 from workers.tasks import run_job
 
 log = structlog.get_logger()
 
-HEARTBEAT_S = 5.0
 LOST_AFTER_S = 20
 """An execution that was not renewed for so long is given to another worker."""
 LAUNCHER_TIMEOUT_S = 15.0
 """How long a job waits for a launcher that went away; it is started anew by the supervisor."""
 STORE_TIMEOUT_S = 20.0
 """How long a result waits for Redis to come back."""
-_WORKER_TTL_S = 20
 _RETRY_S = 0.2
 
 
-class SandboxWorker(Worker):
+class SandboxWorker(LeanWorker):
     """Runs jobs of one instance, one at a time."""
 
-    log_result_lifespan = False
-    max_connection_wait_time = 2.0
-
     def __init__(self, jobs: JobQueue, launcher: Launcher, *, name: str) -> None:
-        super().__init__(
-            [jobs.rq],
-            name=name,
-            connection=jobs.store.client,
-            serializer=JSONSerializer,
-            worker_ttl=_WORKER_TTL_S,
-            job_monitoring_interval=int(HEARTBEAT_S),
-            maintenance_interval=int(HEARTBEAT_S),
-            log_job_description=False,
-        )
-        self._jobs = jobs
+        super().__init__(jobs, name=name)
         self._launcher = launcher
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
         self._running: str | None = None
         """The job a command may cancel; written under the lock, so that a late command never hits the next job."""
         self._cold = False
-        self._next_heartbeat = 0.0
 
     # One job
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Claim, run, finish. What goes wrong with a job is its result; SystemExit when told to stop at once."""
         if not self._is_allowed(job):
-            self._refuse(job, queue)
+            # Somebody else wrote to the queue. What he wants to be called is not even looked up.
+            log.error("refused: not a job of this service", rq_job=job.id)
+            self.discard(job.id)
             return
         execution, claim = self._begin(job, queue)
         try:
@@ -114,14 +100,6 @@ class SandboxWorker(Worker):
             return job.func_name == ALLOWED_FUNCTION
         except Exception:  # whatever its data makes the decoder raise: it is not ours
             return False
-
-    def _refuse(self, job: Job, queue: Queue) -> None:
-        """Somebody else wrote to the queue. What he wants to be called is not even looked up."""
-        log.error("refused: not a job of this service", rq_job=job.id)
-        with redis_errors(), self.connection.pipeline() as pipeline:
-            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-            pipeline.delete(job.key)
-            pipeline.execute()
 
     def _begin(self, job: Job, queue: Queue) -> tuple[Execution, Claim]:
         """One transaction: our claim, and what RQ's `prepare_execution` and `prepare_job_execution` record."""
@@ -268,36 +246,22 @@ class SandboxWorker(Worker):
         if cancel:
             os.eventfd_write(self._cancel_fd, 1)
 
-    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """RQ gives one before and after each job: one in five seconds is enough, in one round trip."""
-        if pipeline is not None:
-            super().heartbeat(timeout, pipeline=pipeline)
-            return
-        if time.monotonic() < self._next_heartbeat:
-            return
-        self._next_heartbeat = time.monotonic() + HEARTBEAT_S
-        with self.connection.pipeline() as own:
-            super().heartbeat(timeout, pipeline=own)
-            own.execute()
-
-    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        """Only what changes is written."""
-        if pipeline is not None or state != self._state:
-            super().set_state(state, pipeline=pipeline)
-
     def run_maintenance_tasks(self) -> None:
         """Every few seconds between jobs, and before the first: renew the offer, take up what other workers lost."""
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ leaves it untyped, starting as None
         try:
             if not self._renew_offer():
-                # No job is taken meanwhile: another host's worker could run it.
-                self._await_launcher(self._idle)
+                self.await_readiness()
                 self._renew_offer()
             recover(self._jobs)
             with redis_errors():
                 worker_registration.clean_worker_registry(self._jobs.rq)
         except InternalError as error:
             log.warning("maintenance failed, and is tried again", error=str(error))
+
+    def await_readiness(self) -> None:
+        """A worker without a launcher takes no job: another host's worker could run it."""
+        self._await_launcher(self._idle)
 
     def _idle(self) -> None:
         """While there is no job: a sign of life, and the end if it was asked for."""
@@ -336,24 +300,6 @@ class SandboxWorker(Worker):
             if self._running is not None and self._running == self._stopped_job_id:
                 os.eventfd_write(self._cancel_fd, 1)
 
-    @property
-    def should_run_maintenance_tasks(self) -> bool:
-        """Asked by RQ's loops before each wait. Here a stop is noticed whose exception got lost (see `_shutdown`)."""
-        if self._stop_requested:
-            raise StopRequested
-        return bool(super().should_run_maintenance_tasks)
-
-    def _shutdown(self) -> None:
-        """The first SIGTERM or Ctrl-C: at once when idle, else after the job.
-
-        RQ raises StopRequested out of the signal handler alone, wherever it interrupts. In a destructor that
-        exception is
-        ignored, and the order would be lost; so it is written down too. And it tells Redis, which a handler must not.
-        """
-        self._stop_requested = True
-        if self.get_state() != WorkerStatus.BUSY:
-            raise StopRequested
-
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """A second SIGTERM or Ctrl-C: the sandbox is killed and the job given back."""
         if self._shutdown_requested_date is not None and (now() - self._shutdown_requested_date).total_seconds() < 1:
@@ -361,20 +307,3 @@ class SandboxWorker(Worker):
             return
         self._cold = True
         os.eventfd_write(self._cancel_fd, 1)
-
-    def dequeue_job_and_maintain_ttl(
-        self, timeout: int | None, max_idle_time: int | None = None
-    ) -> tuple[Job, Queue] | None:
-        """As RQ's, but an entry that cannot even be decoded is thrown away: it would end every worker that meets it."""
-        while True:
-            self._await_launcher(self._idle)
-            try:
-                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-            except Exception as error:
-                job_id = getattr(error, "job_id", None)
-                if job_id is None:
-                    raise
-                log.error("refused: a job that cannot be decoded", rq_job=job_id)
-                with redis_errors(), self._jobs.transaction() as pipeline:
-                    self._jobs.forget(pipeline, job_id)
-                    pipeline.execute()

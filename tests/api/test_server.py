@@ -128,11 +128,11 @@ def test_a_chunked_body_is_read(server: httpx.Client) -> None:
         b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
     ],
-    ids=["no host", "foreign host", "two hosts", "nonsense", "long line", "many headers", "negative length", "smuggling",
-         "TLS"],
+    ids=["no host", "foreign host", "two hosts", "nonsense", "long line", "many headers", "negative length",
+         "smuggling", "TLS"],
 )  # fmt: skip
 def test_a_hostile_request_is_refused_and_the_server_lives_on(
     service: Service, server: httpx.Client, request_: bytes

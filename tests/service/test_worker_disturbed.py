@@ -1,4 +1,4 @@
-"""Cancelled jobs, workers, launchers and a Redis that die, strangers in the queue: every job ends in a defined state."""
+"""Cancelled jobs; workers, launchers and a Redis that die; strangers in the queue: each job ends in a defined state."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ def service(parts: Service, launcher: LauncherUnderTest) -> Iterator[Service]:
     """A service with one worker, which the test may disturb."""
     parts.start_worker()
     yield parts
+    pids = [worker.pid for worker in parts.workers]
     parts.stop_workers()
+    for pid in pids:
+        # What a killed worker left expires by itself, but not before the next test.
+        bury(parts.settings, pid)
     assert parts.queue.depth() == 0
 
 
