@@ -59,6 +59,8 @@ class PolicyInfo(Struct, frozen=True, kw_only=True):
     """Used when a job names none."""
     output_kill_factor: int
     """The job is ended when a stream reaches this many times `output_bytes`."""
+    report_denied: bool = False
+    """Whether `denied_syscalls` of a result is told."""
     defaults: Limits
     ceilings: Limits
 

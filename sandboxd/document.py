@@ -15,7 +15,7 @@ import msgspec
 
 from sandboxd.output import KeptOutput
 from sandboxd.policy.units import to_edge
-from sandboxd.result import Isolation, StageOutcome, Verdict
+from sandboxd.result import DeniedSyscall, Isolation, StageOutcome, Verdict
 from sandboxd.spec import NANOSECONDS, Struct
 from sandboxd.verdict import Judgement, signal_name
 
@@ -38,11 +38,6 @@ class Digested(Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
-class DeniedSyscall(Struct, frozen=True, kw_only=True):
-    name: str
-    count: int
-
-
 class StageDocument(Struct, frozen=True, kw_only=True):
     """One stage in a job's document."""
 
@@ -63,7 +58,7 @@ class StageDocument(Struct, frozen=True, kw_only=True):
     memory_peak_bytes: int
     processes_peak: int | None
     limits: dict[str, float | int]
-    denied_syscalls: list[DeniedSyscall] | None
+    denied_syscalls: tuple[DeniedSyscall, ...] | None
 
 
 class JobResult(Struct, frozen=True, kw_only=True):
@@ -178,7 +173,7 @@ def stage_document(stage: StageReport) -> StageDocument:
         memory_peak_bytes=facts.memory_peak_bytes,
         processes_peak=facts.processes_peak,
         limits=to_edge(stage.outcome.limits),
-        denied_syscalls=None,
+        denied_syscalls=facts.denied,
     )
 
 

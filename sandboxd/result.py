@@ -34,6 +34,13 @@ class Ending(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
+class DeniedSyscall(Struct, frozen=True, kw_only=True):
+    """A system call that the filter refused, and how often."""
+
+    name: str
+    count: int
+
+
 class Failure(Struct, frozen=True, kw_only=True):
     """A step of ours that failed. Rebuilt as `errors.StepError` where it is reported."""
 
@@ -69,6 +76,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     stdout_bytes: int
     stderr_bytes: int
     """All that was written to the stream and read by the launcher, kept or not."""
+    denied: tuple[DeniedSyscall, ...] | None = None
+    """None unless the policy reports them; at most the first `jail.denied.REPORTS_MAX` refusals are counted."""
     failure: Failure | None = None
 
 

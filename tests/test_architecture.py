@@ -52,6 +52,7 @@ LAYERS: dict[str, int] = {
     # processes: the launcher, its sandboxes, and who talks to it
     "sandboxd.jail.admission": 4,
     "sandboxd.jail.client": 4,
+    "sandboxd.jail.denied": 4,
     "sandboxd.jail.connection": 4,
     "sandboxd.jail.launcher": 4,
     "sandboxd.jail.offer": 4,

@@ -117,6 +117,7 @@ class Policy(_Answer):
     image: str = Field(description="Used when a job names none.")
     network: str
     output_kill_factor: int = Field(description="The job is ended when a stream reaches so many times output_bytes.")
+    report_denied: bool = Field(description="Whether a result lists the system calls that were refused.")
     defaults: Limits
     ceilings: Limits
 

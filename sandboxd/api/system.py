@@ -82,6 +82,7 @@ def _policy(policy: PolicyInfo) -> dict[str, object]:
         "image": policy.image,
         "network": policy.network,
         "output_kill_factor": policy.output_kill_factor,
+        "report_denied": policy.report_denied,
         "defaults": to_edge(policy.defaults),
         "ceilings": to_edge(policy.ceilings),
     }

@@ -115,7 +115,7 @@ def _load(folder: Path | None) -> dict[str, Policy]:
 
 
 def _scalar_rows(policy: Policy) -> Iterable[tuple[str, ...]]:
-    for key in ("image", "network", "seccomp", "output_kill_factor"):
+    for key in ("image", "network", "seccomp", "output_kill_factor", "report_denied"):
         yield key, str(getattr(policy, key)), policy.provenance[key]
 
 
@@ -137,6 +137,7 @@ def _as_json(policy: Policy, bounds: dict[str, tuple[float, str]]) -> dict[str, 
         "network": policy.network,
         "seccomp": policy.seccomp,
         "output_kill_factor": policy.output_kill_factor,
+        "report_denied": policy.report_denied,
         "defaults": units.to_edge(policy.defaults),
         "ceilings": units.to_edge(policy.ceilings),
         "smallest": {units.edge_name(name): units.edge_value(name, units.SMALLEST[name]) for name in LIMIT_NAMES},

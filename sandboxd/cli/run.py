@@ -12,9 +12,11 @@ from pathlib import Path
 import click
 
 from sandboxd import document
+from sandboxd.catalogue import Catalogue
 from sandboxd.cli.failure import reported
 from sandboxd.cli.request import COMMAND_SETTINGS, job_options, make_request
 from sandboxd.delegation import ensure_delegated
+from sandboxd.errors import InputError
 from sandboxd.execution import Ended, run_job
 from sandboxd.exit_status import exit_status
 from sandboxd.instance import Instance
@@ -22,11 +24,14 @@ from sandboxd.local_launcher import is_running, local_launcher
 from sandboxd.output import KeptOutput
 from sandboxd.result import Verdict
 
+DEFAULT_POLICY = "default"
+REPORTING_POLICY = "report"
 _QUIET = (Verdict.OK, Verdict.RUNTIME_ERROR)
 
 
 @click.command(context_settings=COMMAND_SETTINGS)
 @click.option("--json", "as_json", is_flag=True, help="Print the job's document instead of what the program prints.")
+@click.option("--report-denied", is_flag=True, help="List the system calls that were refused (policy report).")
 @job_options
 @reported
 def command(
@@ -40,6 +45,7 @@ def command(
     env: tuple[str, ...],
     instance: str | None,
     as_json: bool,
+    report_denied: bool,
 ) -> None:
     """Run FILE in a sandbox: stdin, stdout, stderr and exit status are passed on.
 
@@ -55,6 +61,8 @@ def command(
     created_at = document.now_rfc3339()
     with local_launcher(where) as client, _cancelled_by_signals() as cancel_fd:
         catalogue = client.catalogue()
+        if report_denied:
+            policy = _reporting_policy(catalogue, policy)
         request = make_request(
             catalogue,
             file=file,
@@ -72,6 +80,7 @@ def command(
         _print_document(ended, created_at)
     else:
         _print_reason(ended)
+        _print_denied(ended)
     raise SystemExit(_status(ended))
 
 
@@ -117,6 +126,20 @@ def _print_document(ended: Ended, created_at: str) -> None:
         worker=None,
     )
     click.echo(document.encode(whole))
+
+
+def _reporting_policy(catalogue: Catalogue, policy: str) -> str:
+    """`default` becomes `report`, the same but for the reporting. Raises InputError for one that does not report."""
+    chosen = REPORTING_POLICY if policy == DEFAULT_POLICY else policy
+    if not catalogue.policy(chosen).report_denied:
+        raise InputError("policy", f"{chosen!r} does not report denied calls; leave --policy out, or set report_denied")
+    return chosen
+
+
+def _print_denied(ended: Ended) -> None:
+    """The last stage's, one line each."""
+    for denied in ended.stages[-1].outcome.facts.denied or ():
+        click.echo(f"sandboxd: denied {denied.name}, {denied.count} time{'' if denied.count == 1 else 's'}", err=True)
 
 
 def _print_reason(ended: Ended) -> None:

@@ -239,7 +239,10 @@ def _payload_steps(inputs: BuildInputs) -> list[Step]:
         *(
             []
             if "seccomp" in without
-            else [st.InstallSeccomp(inputs.policy.seccomp, program) for program in inputs.programs.payload]
+            else [
+                st.InstallSeccomp(inputs.policy.seccomp, program, listen=inputs.policy.report_denied)
+                for program in inputs.programs.payload
+            ]
         ),
     ]
 

@@ -66,7 +66,7 @@ class ReportReader:
         kind = ReportKind(number)
         if kind is not ReportKind.FAILED and kind not in _NEXT.get(self._last, set()):
             raise ProtocolError(f"init sent {kind.name} after {self._last.name if self._last else 'nothing'}")
-        if bool(fds) != (kind in (ReportKind.PIDFD, ReportKind.TREE)):
+        if bool(fds) != (kind in (ReportKind.PIDFD, ReportKind.TREE)) and kind is not ReportKind.STARTED:
             raise ProtocolError(f"init sent {kind.name} with {len(fds)} descriptors")
         self._last = kind
         return Report(

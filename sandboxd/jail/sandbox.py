@@ -32,6 +32,7 @@ from sandboxd.errors import InternalError, ProtocolError, SandboxdError, StepErr
 from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.cgroups import Leaf
 from sandboxd.jail.collect import Collection
+from sandboxd.jail.denied import DeniedCalls
 from sandboxd.jail.plan import BuildInputs
 from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
 from sandboxd.jail.reports import Report, ReportKind, ReportReader
@@ -110,6 +111,7 @@ class Sandbox:
         self._end_ns = 0
         self._asked_to_die = False
         self._reports_ended = False
+        self._denied: DeniedCalls | None = None
 
     # --- birth
 
@@ -241,6 +243,8 @@ class Sandbox:
 
     def _on_started(self, report: Report) -> None:
         self._started = report
+        if report.fd is not None:
+            self._denied = DeniedCalls(report.fd, self._workshop.filter_program(self._inputs.policy))
         if self.state is State.RUNNING:
             left_ns = self._limits.wall_time_ns - (time.monotonic_ns() - report.exec_ns)
             self._after(left_ns / NANOSECONDS, self._on_wall_limit, State.RUNNING)
@@ -403,6 +407,7 @@ class Sandbox:
             disk_full=layer.f_bfree == 0 or layer.f_ffree == 0,
             stdout_bytes=self._streams.total_bytes[Stream.STDOUT],
             stderr_bytes=self._streams.total_bytes[Stream.STDERR],
+            denied=self._denied.counted() if self._denied is not None else None,
             failure=self._failure,
         )
 
@@ -419,6 +424,8 @@ class Sandbox:
         """Lets PID 1 go (end of file on its control socket); when it is reaped the cgroup and the slot follow."""
         if self._streams is not None:
             self._streams.close()
+        if self._denied is not None:
+            self._denied.close()
         if self._tree >= 0:
             os.close(self._tree)
             self._tree = -1

@@ -413,14 +413,17 @@ class RaiseAmbient(Step, frozen=True):
 class InstallSeccomp(Step, frozen=True):
     profile: str
     program: bytes
+    listen: bool = False
+    """Refused calls wait for the launcher's answer (SECCOMP_FILTER_FLAG_NEW_LISTENER)."""
 
     OP: ClassVar[Op] = Op.SECCOMP
 
     def record(self) -> Record:
-        return Record(data=self.program)
+        return Record(args=(abi.SECCOMP_FILTER_FLAG_NEW_LISTENER if self.listen else 0,), data=self.program)
 
     def subject(self) -> str:
-        return f"{self.profile} ({len(self.program) // 8} instructions)"
+        told = ", refusals are told" if self.listen else ""
+        return f"{self.profile} ({len(self.program) // 8} instructions{told})"
 
 
 class SetRlimit(Step, frozen=True):

@@ -20,7 +20,7 @@ from sandboxd.jail.slots import Slots, first_id
 from sandboxd.policy.load import profile_path
 from sandboxd.policy.model import Policy
 from sandboxd.policy.profile import load_profile
-from sandboxd.policy.seccomp import compile_profile
+from sandboxd.policy.seccomp import compile_profile, reporting
 
 INIT_PROFILE = "init"
 _RESERVED_FDS = 16
@@ -56,19 +56,29 @@ class Workshop:
             name: compile_profile(load_profile(profile_path(policy_folder, name)), cache_dir)
             for name in {INIT_PROFILE, *(policy.seccomp for policy in policies.values())}
         }
+        self._reporting = {
+            policy.seccomp: tuple(reporting(program) for program in self._programs[policy.seccomp])
+            for policy in policies.values()
+            if policy.report_denied
+        }
         self._lists: OrderedDict[tuple[str, int], int] = OrderedDict()
 
     def inputs(self, policy: Policy, slot: int) -> BuildInputs:
         """What the build list of a sandbox in `slot` depends on."""
+        payload = (self._reporting if policy.report_denied else self._programs)[policy.seccomp]
         return BuildInputs(
             policy=policy,
             image=self.image,
             host=self.host,
-            programs=Programs(payload=self._programs[policy.seccomp], init=self._programs[INIT_PROFILE]),
+            programs=Programs(payload=payload, init=self._programs[INIT_PROFILE]),
             run_dir=self.run_dir,
             id_base=first_id(slot),
             without=self.without,
         )
+
+    def filter_program(self, policy: Policy) -> bytes:
+        """The payload's filter as it answers without notifications."""
+        return self._programs[policy.seccomp][-1]
 
     def build_list(self, inputs: BuildInputs) -> int:
         """The sealed memfd of a build list: made once per policy and slot, kept, and never closed by the caller."""

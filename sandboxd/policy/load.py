@@ -23,7 +23,7 @@ from sandboxd.spec import LIMIT_NAMES, Limits, Struct
 BASE = "base"
 OUTPUT_KILL_FACTOR_MAX = 1024
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_SCALARS = ("image", "network", "seccomp", "output_kill_factor")
+_SCALARS = ("image", "network", "seccomp", "output_kill_factor", "report_denied")
 
 
 class _File(Struct, frozen=True, kw_only=True):
@@ -35,6 +35,7 @@ class _File(Struct, frozen=True, kw_only=True):
     network: Network | None = None
     seccomp: str | None = None
     output_kill_factor: int | None = None
+    report_denied: bool | None = None
     defaults: dict[str, Any] = msgspec.field(default_factory=dict)
     ceilings: dict[str, Any] = msgspec.field(default_factory=dict)
 

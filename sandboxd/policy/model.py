@@ -31,6 +31,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     """Name of the profile: `seccomp/NAME.json` of the policies' folder."""
     output_kill_factor: int
     """The job is ended when a stream reaches this many times `output_bytes`."""
+    report_denied: bool
+    """Calls that the filter refuses are told in the result (seccomp user notification), the first 64 of a stage."""
     defaults: Limits
     ceilings: Limits
     provenance: dict[str, str]
@@ -45,6 +47,7 @@ class Policy(Struct, frozen=True, kw_only=True):
             image=self.image,
             network=self.network,
             output_kill_factor=self.output_kill_factor,
+            report_denied=self.report_denied,
             defaults=self.defaults,
             ceilings=self.ceilings,
         )

@@ -20,18 +20,28 @@ seccomp(2), seccomp_rule_add(3); https://github.com/opencontainers/runtime-spec/
 from __future__ import annotations
 
 import contextlib
+import errno as errno_names
 import hashlib
 import os
 import struct
 import tempfile
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, Protocol, cast, overload
 
 from sandboxd.errors import HostError, PolicyError
 from sandboxd.policy.profile import Action, Operator, Profile, Rule, load_profile, wider_than
 from sandboxd.policy.syscall_numbers import NUMBERS, check_machine
 
-__all__ = ["Profile", "compile_profile", "is_known", "load_profile", "syscall_number", "wider_than"]
+__all__ = [
+    "Profile",
+    "compile_profile",
+    "is_known",
+    "load_profile",
+    "reporting",
+    "syscall_name",
+    "syscall_number",
+    "wider_than",
+]
 
 # Code that a compiled program depends on.
 _SOURCES = ("seccomp.py", "profile.py", "syscall_numbers.py")
@@ -39,7 +49,10 @@ INSTRUCTION = struct.Struct("<HBBI")
 """`struct sock_filter`: code, jt, jf, k."""
 INSTRUCTIONS_MAX = 4096
 """BPF_MAXINSNS of linux/bpf_common.h."""
-_RET_K, _JUMP_ALWAYS = 0x06, 0x05
+_RET_K, _JUMP_ALWAYS, _JUMP_EQUAL, _LOAD = 0x06, 0x05, 0x15, 0x20
+_DATA_NR = 0  # offset in struct seccomp_data
+RET_ACTION, RET_DATA, RET_ERRNO = 0xFFFF0000, 0x0000FFFF, 0x00050000
+_RET_USER_NOTIF = 0x7FC00000
 # "No answer here": SECCOMP_RET_TRACE, which no profile can ask for; replaced when programs are linked.
 _NO_ANSWER_DATA = 0xFFFE
 _RET_NO_ANSWER = 0x7FF00000 | _NO_ANSWER_DATA
@@ -76,7 +89,10 @@ class _Binding(Protocol):
     def TRACE(self, data: int) -> int: ...
     def SyscallFilter(self, default: int) -> _Filter: ...
     def Arg(self, index: int, operator: int, value: int, value_two: int) -> object: ...
+    @overload
     def resolve_syscall(self, arch: int, name: str) -> int: ...
+    @overload
+    def resolve_syscall(self, arch: int, name: int) -> bytes | str: ...
 
 
 def compile_profile(profile: Profile, cache_dir: Path | None = None) -> tuple[bytes, ...]:
@@ -99,6 +115,43 @@ def compile_profile(profile: Profile, cache_dir: Path | None = None) -> tuple[by
         program = _compile(profile)
         _write_cached(path, program)
     return (program,)
+
+
+def reporting(program: bytes) -> bytes:
+    """The program with every refusal turned into a notification of the supervisor, which then answers.
+
+    Not so for clone3, whose ENOSYS libc needs at each start of a thread, for `sync`, which is answered with success,
+    and for what ends the process.
+    """
+    clone3 = syscall_number("clone3")
+    exempt = [
+        (_LOAD, 0, 0, _DATA_NR),
+        (_JUMP_EQUAL, 0, 1, clone3 if clone3 is not None else 0xFFFFFFFF),
+        (_RET_K, 0, 0, RET_ERRNO | errno_names.ENOSYS),
+    ]
+    instructions = [
+        (_RET_K, 0, 0, _RET_USER_NOTIF) if _is_refusal(instruction) else instruction
+        for instruction in INSTRUCTION.iter_unpack(program)
+    ]
+    return b"".join(INSTRUCTION.pack(*instruction) for instruction in (*exempt, *instructions))
+
+
+def _is_refusal(instruction: tuple[int, int, int, int]) -> bool:
+    code, _, _, answer = instruction
+    return code == _RET_K and answer & RET_ACTION == RET_ERRNO and answer & RET_DATA != 0
+
+
+def syscall_name(number: int) -> str:
+    """Name of a syscall of this machine; its number as text where nobody knows it."""
+    for name, known in NUMBERS.items():
+        if known == number:
+            return name
+    binding = _binding()
+    try:
+        found = binding.resolve_syscall(binding.Arch.NATIVE, number)
+    except ValueError:
+        return str(number)
+    return found.decode() if isinstance(found, bytes) else found
 
 
 def _cache_key(profile: Profile) -> str | None:

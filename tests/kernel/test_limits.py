@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from jailrig import SCALE, LauncherUnderTest
 
 MIB = 1 << 20

@@ -47,7 +47,7 @@ def test_every_value_says_which_file_it_came_from(folder: Path) -> None:
     write(folder, "output_kill_factor = 1\n[ceilings]\ncpu_time_s = 30.0\n[defaults]\nprocesses = 7\n")
     provenance = load_policies(folder)["mine"].provenance
     limits = {f"{part}.{name}" for part in ("defaults", "ceilings") for name in EDGE_NAMES}
-    assert set(provenance) == limits | {"image", "network", "seccomp", "output_kill_factor"}
+    assert set(provenance) == limits | {"image", "network", "seccomp", "output_kill_factor", "report_denied"}
     mine = {key for key, file in provenance.items() if file == "mine.toml"}
     assert mine == {"output_kill_factor", "ceilings.cpu_time_s", "defaults.processes"}
     assert set(provenance.values()) == {"mine.toml", "base.toml"}
@@ -158,7 +158,7 @@ def test_a_policy_name_is_a_plain_word(folder: Path) -> None:
         load_policies(folder)
 
 
-@pytest.mark.parametrize("line", ["network", "output_kill_factor", "image", "seccomp"])
+@pytest.mark.parametrize("line", ["network", "output_kill_factor", "image", "seccomp", "report_denied"])
 def test_base_sets_every_key(folder: Path, line: str) -> None:
     base = folder / "base.toml"
     base.write_text("".join(kept for kept in base.read_text().splitlines(True) if not kept.startswith(f"{line} =")))

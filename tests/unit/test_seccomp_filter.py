@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import bpf
 import pytest
 
+from sandboxd.policy import bpf
 from sandboxd.policy.load import policy_folder, profile_path
 from sandboxd.policy.profile import Action, Profile, Rule, load_profile
 from sandboxd.policy.seccomp import INSTRUCTION, compile_profile, syscall_number

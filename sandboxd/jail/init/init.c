@@ -98,9 +98,9 @@ static char **pointers(const struct image *in, uint32_t offset, uint32_t count)
 
 /* --- reports ---------------------------------------------------------------------------------------------------------- */
 
-int send_report(struct sandbox *s, struct report *report, int fd)
+int send_report(int socket, const struct report *report, int fd)
 {
-    struct iovec io = {report, sizeof *report};
+    struct iovec io = {(void *)(uintptr_t)report, sizeof *report};
     char room[CMSG_SPACE(sizeof fd)] = {0};
     struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1};
     if (fd >= 0) {
@@ -110,13 +110,27 @@ int send_report(struct sandbox *s, struct report *report, int fd)
         *c = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof fd)};
         memcpy(CMSG_DATA(c), &fd, sizeof fd);
     }
-    return sendmsg(s->slot[SLOT_CONTROL], &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+    return sendmsg(socket, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+/* Returns what read(2) does. A descriptor that comes along is the caller's; else it is -1. */
+static ssize_t receive_report(int socket, struct report *report, int *fd)
+{
+    struct iovec io = {report, sizeof *report};
+    char room[CMSG_SPACE(sizeof *fd)];
+    struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    ssize_t n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    *fd = -1;
+    if (c && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof *fd))
+        memcpy(fd, CMSG_DATA(c), sizeof *fd);
+    return n;
 }
 
 __attribute__((noreturn)) static void broken(struct sandbox *s, uint32_t phase, int error)
 {
     struct report report = {.kind = REPORT_FAILED, .phase = phase, .step = s->at, .error = error};
-    send_report(s, &report, -1);
+    send_report(s->slot[SLOT_CONTROL], &report, -1);
     _exit(EXIT_BROKEN);
 }
 
@@ -165,7 +179,7 @@ int clone_init(struct sandbox *s, uint64_t flags)
     s->pid = (pid_t)pid;
     /* Before anything else can fail: without it the launcher could not reap its child. */
     struct report report = {.kind = REPORT_PIDFD};
-    return send_report(s, &report, s->pidfd);
+    return send_report(s->slot[SLOT_CONTROL], &report, s->pidfd);
 }
 
 int attach_cgroup(struct sandbox *s, int fd)
@@ -252,22 +266,25 @@ __attribute__((noreturn)) static void payload(struct sandbox *s, const struct im
     if (run_phase(s, build, PHASE_PAYLOAD) < 0)
         payload_broken(s, REPORT_FAILED, PHASE_PAYLOAD, errno);
     struct report report = {.kind = REPORT_STARTED, .payload_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID)};
-    if (write(s->status, &report, sizeof report) != (ssize_t)sizeof report)
+    if (send_report(s->status, &report, s->listener) < 0)
         _exit(EXIT_BROKEN);
     payload_broken(s, REPORT_NOEXEC, PHASE_EXEC, exec_candidates(s, job, argv, envp));
 }
 
-/* The payload's pipe: STARTED then end of file is a successful execve; anything else is passed on and is the end. */
+/* The payload's end of the pair: STARTED then end of file is a successful execve; anything else is passed on and is the end. */
 static void await_exec(struct sandbox *s, int status, struct report *started)
 {
     struct report failed;
-    ssize_t n = read(status, started, sizeof *started);
+    int listener, none;
+    ssize_t n = receive_report(status, started, &listener);
     if (n == (ssize_t)sizeof *started && started->kind == REPORT_STARTED) {
-        n = read(status, &failed, sizeof failed);
+        n = receive_report(status, &failed, &none);
         started->exec_ns = clock_ns(CLOCK_MONOTONIC);
         started->init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
         if (n == 0) {
-            send_report(s, started, -1);
+            send_report(s->slot[SLOT_CONTROL], started, listener);
+            if (listener >= 0)
+                close(listener);
             return;
         }
     } else if (n == (ssize_t)sizeof *started) {
@@ -278,7 +295,7 @@ static void await_exec(struct sandbox *s, int status, struct report *started)
         return;
     }
     failed.payload_cpu_ns = started->payload_cpu_ns;
-    send_report(s, &failed, -1);
+    send_report(s->slot[SLOT_CONTROL], &failed, -1);
     _exit(EXIT_BROKEN);
 }
 
@@ -310,7 +327,7 @@ static void hold(struct sandbox *s, pid_t main_pid, int children, struct report 
             ended = 1;
             report->kind = REPORT_ENDED;
             report->init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-            send_report(s, report, -1);
+            send_report(s->slot[SLOT_CONTROL], report, -1);
         }
         if (poll(wake, 2, -1) < 0)
             _exit(EXIT_BROKEN);
@@ -335,7 +352,7 @@ static void build_and_hold(struct sandbox *s, const struct image *build)
     sigaddset(&chld, SIGCHLD);
     sigprocmask(SIG_BLOCK, &chld, NULL);
     int children = signalfd(-1, &chld, SFD_CLOEXEC);
-    if (children < 0 || pipe2(status, O_CLOEXEC) < 0 || send_report(s, &ready, -1) < 0)
+    if (children < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, status) < 0 || send_report(s->slot[SLOT_CONTROL], &ready, -1) < 0)
         broken(s, PHASE_BUILD, errno);
 
     if (receive_job(s, &job) < 0)
@@ -363,7 +380,7 @@ static void build_and_hold(struct sandbox *s, const struct image *build)
 
 int main(int argc, char **argv)
 {
-    struct sandbox s = {.peer = -1, .status = -1, .pidfd = -1};
+    struct sandbox s = {.peer = -1, .status = -1, .listener = -1, .pidfd = -1};
     (void)argv;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) /* before anything can look at this process */
         return EXIT_BROKEN;

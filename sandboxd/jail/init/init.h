@@ -15,7 +15,8 @@ struct image {
 struct sandbox {
     int slot[SLOT_COUNT];
     int peer;    /* outer's and PID 1's end of the pair between them */
-    int status;  /* payload: write end of the pipe to PID 1 */
+    int status;  /* payload: its end of the pair to PID 1 */
+    int listener; /* payload: of its filter's notifications; else -1 */
     int pidfd;   /* outer: PID 1 */
     int leak;    /* `--without mount`: the host's root; else 0 */
     pid_t pid;   /* outer: PID 1 as seen from the host */
@@ -23,7 +24,7 @@ struct sandbox {
 };
 
 /* init.c */
-int send_report(struct sandbox *, struct report *, int fd);
+int send_report(int socket, const struct report *, int fd);
 int clone_init(struct sandbox *, uint64_t flags);
 int attach_cgroup(struct sandbox *, int fd);
 int write_id_map(struct sandbox *, const char *name, const char *content);

@@ -127,7 +127,7 @@ static int send_tree(struct sandbox *s, const char *path, uint64_t attributes)
     if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0)
         return -1;
     struct report report = {.kind = REPORT_TREE};
-    int result = send_report(s, &report, tree);
+    int result = send_report(s->slot[SLOT_CONTROL], &report, tree);
     close(tree);
     return result;
 }
@@ -192,10 +192,13 @@ static int set_capabilities(uint64_t held, uint64_t inheritable)
     return (int)syscall(SYS_capset, &header, data);
 }
 
-static int seccomp(const void *program, uint32_t len)
+static int seccomp(struct sandbox *s, const void *program, uint32_t len, uint64_t flags)
 {
     struct filter filter = {.len = (unsigned short)(len / 8), .code = program};
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter);
+    long result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
+    if (result > 0)
+        s->listener = (int)result;
+    return result < 0 ? -1 : 0;
 }
 
 /* A payload starts as a program started by a shell does. By the system call itself: libc keeps 32 and 33 to itself, and
@@ -298,7 +301,7 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_DROP_BOUNDING: return drop_bounding(st->arg[0]);
     case OP_CAPSET: return set_capabilities(st->arg[0], st->arg[1]);
     case OP_RAISE_AMBIENT: return raise_ambient(st->arg[0]);
-    case OP_SECCOMP: return seccomp(str[0], st->len);
+    case OP_SECCOMP: return seccomp(s, str[0], st->len, st->arg[0]);
     case OP_SETRLIMIT: return setrlimit((int)st->arg[0], &(struct rlimit){st->arg[1], st->arg[2]});
     case OP_STDIO: return stdio(s);
     case OP_CLOSE_RANGE: return close_others(s);

@@ -72,7 +72,7 @@ enum op {
     OP_DROP_BOUNDING = 34,  /* arg0 last capability */
     OP_CAPSET = 35,         /* arg0 effective and permitted, arg1 inheritable */
     OP_RAISE_AMBIENT = 36,  /* arg0 last capability */
-    OP_SECCOMP = 37,        /* str0 program, len bytes */
+    OP_SECCOMP = 37,        /* str0 program, len bytes, arg0 flags; a listener goes to the launcher with STARTED */
     OP_SETRLIMIT = 38,      /* arg0 resource, arg1 soft, arg2 hard */
     OP_STDIO = 39,          /* slots 10..12 become 0, 1, 2 */
     OP_CLOSE_RANGE = 40,    /* everything above the standard three and the status pipe */
@@ -111,7 +111,7 @@ enum report_kind {
     REPORT_PIDFD = 1,   /* with PID 1's pidfd */
     REPORT_TREE = 2,    /* with the detached clone of the write layer */
     REPORT_READY = 3,   /* built: give me a job */
-    REPORT_STARTED = 4, /* execve succeeded */
+    REPORT_STARTED = 4, /* execve succeeded; with the filter's listener, if it has one */
     REPORT_ENDED = 5,   /* the main process ended */
     REPORT_FAILED = 6,  /* a step failed: phase, step, error */
     REPORT_NOEXEC = 7,  /* every EXEC candidate failed: error */

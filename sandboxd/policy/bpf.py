@@ -1,4 +1,6 @@
-"""Evaluates classic BPF programs as seccomp runs them, so that a filter's answers can be asked without installing it.
+"""Evaluates classic BPF programs as seccomp runs them: a filter's answers without installing it.
+
+Tests ask it about every rule; the launcher asks it what a reported call would have been answered.
 
 The instructions that the kernel's seccomp_check_filter() admits and libseccomp makes; anything else is an error.
 """
