@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket
 from collections import OrderedDict
 
 from sandboxd.bounds import STAGE_ARGV_MAX, STAGE_FILES_MAX, check_argv, check_env, check_files, check_patterns
@@ -17,8 +18,10 @@ from sandboxd.policy.merge import check_ceilings
 from sandboxd.policy.model import Policy
 from sandboxd.spec import STDIN_MAX_BYTES, StageSpec
 
-_FDS_PER_SANDBOX = 20
-"""Leaf folders and files, control socket, pidfds, write layer, pipes, the client's socket, a build list; rounded up."""
+CLIENTS_MAX = 512
+_FDS_PER_SANDBOX = 24
+"""Leaf folders and files, control socket, pidfds, write layer, pipes, build lists; and what is open for a moment."""
+_FDS_RESERVE = 100
 _MEMORY_RESERVE = 0.2
 """Part of the host's memory that sandboxes' limits together leave to everything else."""
 
@@ -32,9 +35,12 @@ class Admission:
         self._sandboxes: set[Sandbox] = set()
         self._waiting: OrderedDict[Owner, StageSpec] = OrderedDict()
         self._committed_bytes = 0
-        self._memory_bytes = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * (1 - _MEMORY_RESERVE))
-        self._sandboxes_max = max(1, raise_open_files() // _FDS_PER_SANDBOX - 4)
+        physical_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._memory_bytes = int(min(physical_bytes, workshop.cgroups.memory_bound_bytes()) * (1 - _MEMORY_RESERVE))
+        clients = min(CLIENTS_MAX, raise_open_files() // 4)
+        self._sandboxes_max = max(1, (raise_open_files() - clients - _FDS_RESERVE) // _FDS_PER_SANDBOX)
         self._idle = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def check(self, stage: StageSpec) -> None:
         """Holds a stage against this launcher's own policies: the client is not trusted. Raises InputError."""
@@ -86,22 +92,32 @@ class Admission:
         except InternalError as error:
             owner.on_failed(error)
             return
+        try:
+            control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            leaf.remove()
+            self.workshop.slots.free(slot)
+            owner.on_failed(StepError("Socketpair", "", error.errno or 0))
+            return
 
         def gone() -> None:
             self._sandboxes.discard(sandbox)
             self._committed_bytes -= needed_bytes
             if not self._sandboxes:
                 self._idle.set()
-            self._admit_waiting()
+            self._loop.call_soon(self._admit_waiting)
 
-        sandbox = Sandbox(self.workshop, self.workshop.inputs(policy, slot), slot, leaf, owner, gone)
+        sandbox = Sandbox(self.workshop, self.workshop.inputs(policy, slot), slot, leaf, control, owner, gone)
         self._sandboxes.add(sandbox)
         self._committed_bytes += needed_bytes
         owner.on_admitted(sandbox)
 
     def _claim(self, policy: Policy) -> tuple[int, Leaf]:
         """A uid slot, and a cgroup leaf named after it with every limit written before a task can enter."""
-        slot = self.workshop.slots.claim()
+        try:
+            slot = self.workshop.slots.claim()
+        except OSError as error:
+            raise StepError("ClaimSlot", str(error.filename), error.errno or 0) from error
         try:
             leaf = self.workshop.cgroups.create(
                 f"slot-{slot}", policy.ceilings.memory_bytes, policy.ceilings.processes + 1

@@ -8,7 +8,9 @@ from sandboxd.errors import HostError
 from sandboxd.jail.cgroup_v1 import HybridCgroups
 from sandboxd.jail.cgroup_v2 import PureCgroups
 from sandboxd.jail.cgroups import PREFIX, V1_CONTROLLERS, Cgroups
-from sandboxd.spec import Struct
+from sandboxd.spec import MIB, Struct
+
+TRIAL_BYTES = 16 * MIB
 
 
 class Hierarchies(Struct, frozen=True, kw_only=True):
@@ -57,6 +59,21 @@ def _below(mount: tuple[str, Path], path: str) -> Path:
     root, mount_point = mount
     inside = path[len(root) :] if root != "/" and path.startswith(root) else path
     return mount_point / inside.lstrip("/")
+
+
+def require_leaf(cgroups: Cgroups) -> None:
+    """Makes a leaf, tries all that a sandbox needs of it, removes it. Raises HostError with what is missing."""
+    try:
+        leaf = cgroups.create("check", TRIAL_BYTES, 1)
+        try:
+            leaf.kill()
+            leaf.cpu_usage_ns()
+            leaf.memory_peak_bytes()
+            leaf.oom()
+        finally:
+            leaf.remove()
+    except OSError as error:
+        raise HostError("cgroups", f"{error.filename}: {error.strerror}", "Linux 6.1 or newer") from error
 
 
 def open_cgroups(instance: str, hierarchies: Hierarchies | None = None) -> Cgroups:

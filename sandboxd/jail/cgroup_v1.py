@@ -12,13 +12,17 @@ import os
 from pathlib import Path
 
 from sandboxd.errors import HostError
-from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Leaf, OomCounts, field, limited, remove_folder
+from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Leaf, OomCounts, field, limited, remove_folder, tightest
 from sandboxd.spec import KIB
 
 MEMSW_SLACK_BYTES = 256 * KIB
 """Swap that a job could use. With none, memory+swap would fail before memory does, and v1 counts only memory's
 failures;
 one batch of charges (64 pages) is enough."""
+
+
+TCP_SHARE = 4
+"""Buffers of internet sockets may take this part of the memory limit, beside it."""
 
 
 class HybridLeaf:
@@ -56,6 +60,8 @@ class HybridLeaf:
         self._memory.write("memory.limit_in_bytes", str(memory_bytes))
         if self._has_memsw:
             self._memory.write("memory.memsw.limit_in_bytes", str(memory_bytes + MEMSW_SLACK_BYTES))
+        # v1 charges no socket buffer until this counter has a limit; it then counts UDP's too (tcp_mem is host-wide).
+        self._memory.write("memory.kmem.tcp.limit_in_bytes", str(memory_bytes // TCP_SHARE))
         self._pids.write("pids.max", str(processes))
 
     def cpu_usage_ns(self) -> int:
@@ -103,6 +109,9 @@ class HybridCgroups:
     def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
         leaf = HybridLeaf(*(parent / name for parent in self._parents), has_memsw=self._has_memsw)
         return limited(leaf, memory_bytes, processes)
+
+    def memory_bound_bytes(self) -> int:
+        return tightest(self._parents[1], "memory.limit_in_bytes")
 
     def parents(self) -> tuple[Path, ...]:
         return self._parents

@@ -17,7 +17,10 @@ from sandboxd.jail.cgroups import (
     field,
     limited,
     remove_folder,
+    tightest,
 )
+
+MOVE_ROUNDS = 5
 
 
 class PureLeaf:
@@ -26,8 +29,8 @@ class PureLeaf:
     oom_fd: int | None = None
     attach_fds: tuple[int, ...] = ()
 
-    def __init__(self, path: Path) -> None:
-        """Makes it; when that fails nothing is left."""
+    def __init__(self, path: Path, *, swaps: bool) -> None:
+        """Makes the folder; when that fails nothing is left. `swaps`: the host has swap, which must be forbidden."""
         path.mkdir(0o755, exist_ok=False)
         try:
             self._folder = Folder(path)
@@ -38,7 +41,7 @@ class PureLeaf:
         try:
             self._folder.write("memory.oom.group", "1")
             for name in ("memory.swap.max", "memory.zswap.max"):
-                if self._folder.read_optional(name) is not None:
+                if swaps or self._folder.read_optional(name) is not None:
                     self._folder.write(name, "0")
         except OSError:
             self.remove()
@@ -86,6 +89,7 @@ class PureCgroups:
         self._base = own.parent if own.name == MEMBERS else own
         self._parent = self._base / name
         self._launcher = self._parent / LAUNCHER_LEAF
+        self._swaps = len(Path("/proc/swaps").read_text().splitlines()) > 1
         self._enable(self._base)
         self._parent.mkdir(0o755, exist_ok=True)
         _enable_controllers(self._parent)
@@ -103,12 +107,16 @@ class PureCgroups:
         if (base / "cgroup.type").exists():  # the root of the tree has no such file, and no such rule
             members = base / MEMBERS
             members.mkdir(0o755, exist_ok=True)
-            for pid in (base / "cgroup.procs").read_text().split():
-                _move(int(pid), members)
+            for _ in range(MOVE_ROUNDS):  # what forks meanwhile is in the next round
+                for pid in (base / "cgroup.procs").read_text().split():
+                    _move(int(pid), members)
         _enable_controllers(base)
 
     def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
-        return limited(PureLeaf(self._parent / name), memory_bytes, processes)
+        return limited(PureLeaf(self._parent / name, swaps=self._swaps), memory_bytes, processes)
+
+    def memory_bound_bytes(self) -> int:
+        return tightest(self._parent, "memory.max")
 
     def parents(self) -> tuple[Path, ...]:
         return (self._parent,)

@@ -58,6 +58,9 @@ class Cgroups(Protocol):
     def create(self, name: str, memory_bytes: int, processes: int) -> Leaf:
         """A new leaf with its limits written before any task can enter."""
 
+    def memory_bound_bytes(self) -> int:
+        """The tightest memory limit above the instance's folders; a huge number where there is none."""
+
     def parents(self) -> tuple[Path, ...]:
         """Folders that hold this instance's leaves; recorded, so that a successor can sweep them."""
 
@@ -122,6 +125,19 @@ def remove_folder(path: Path) -> bool:
             return False
         raise
     return True
+
+
+def tightest(folder: Path, name: str) -> int:
+    """The smallest number in the files `name` of a cgroup and all above it; `max` and absent files do not count."""
+    bounds = [1 << 62]
+    for place in (folder, *folder.parents):
+        try:
+            text = (place / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            bounds.append(int(text))
+    return min(bounds)
 
 
 def limited(leaf: Leaf, memory_bytes: int, processes: int) -> Leaf:

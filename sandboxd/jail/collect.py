@@ -17,10 +17,14 @@ from sandboxd.errors import InputError
 from sandboxd.jail import abi, syscalls
 from sandboxd.spec import PATH_MAX_LEVELS, InputFile
 
+_FILE_WORK = 50
+"""What opening a file costs, in comparisons."""
 _RESOLVE = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS | abi.RESOLVE_NO_MAGICLINKS | abi.RESOLVE_NO_XDEV
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-ENTRIES_MAX = 65_536
+WORK_MAX = 200_000
+"""Comparisons of one component with one pattern's, and names looked at: a fraction of a second, in which nothing else
+happens in the launcher. What is left then counts as omitted."""
 
 
 class Collection:
@@ -30,7 +34,7 @@ class Collection:
         self._patterns = [tuple(pattern.split("/")) for pattern in patterns]
         self._files_max = files_max
         self._bytes_left = bytes_max
-        self._entries_left = ENTRIES_MAX
+        self._work_left = WORK_MAX
         self.files: list[InputFile] = []
         self.omitted = 0
 
@@ -46,21 +50,32 @@ class Collection:
         with os.scandir(folder) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
         for name, is_folder in names:
-            self._entries_left -= 1
-            if self._entries_left < 0:
+            self._work_left -= 1
+            if self._work_left < 0:
+                self.omitted += 1
                 return
             path = (*parents, name)
             if is_folder:
-                if len(path) < PATH_MAX_LEVELS and any(_may_contain(pattern, path) for pattern in self._patterns):
+                if len(path) < PATH_MAX_LEVELS and self._matches(path, as_folder=True):
                     child = syscalls.openat2(folder, name, _FOLDER, _RESOLVE)
                     try:
                         self._walk(child, path)
                     finally:
                         os.close(child)
-            elif any(_matches(pattern, path) for pattern in self._patterns):
+            elif self._matches(path):
                 self._take_file(folder, name, "/".join(path))
 
+    def _matches(self, path: tuple[str, ...], *, as_folder: bool = False) -> bool:
+        """Whether a pattern matches the path; `as_folder`: whether one could match something below it."""
+        for pattern in self._patterns:
+            self._work_left -= len(pattern) * len(path)
+            reached = _reachable(pattern, path)
+            if (any(state < len(pattern) for state in reached)) if as_folder else len(pattern) in reached:
+                return True
+        return False
+
     def _take_file(self, folder: int, name: str, path: str) -> None:
+        self._work_left -= _FILE_WORK
         taken = self._read(folder, name, path) if len(self.files) < self._files_max else None
         if taken is None:
             self.omitted += 1
@@ -85,19 +100,27 @@ class Collection:
         return InputFile(path=path, content=content, executable=bool(info.st_mode & 0o111))
 
 
-def _matches(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """`*` matches within one component, `**` any number of components."""
-    if not pattern:
-        return not path
-    if pattern[0] == "**":
-        return any(_matches(pattern[1:], path[skip:]) for skip in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(pattern[1:], path[1:])
+def _reachable(pattern: tuple[str, ...], path: tuple[str, ...]) -> set[int]:
+    """How many components of the pattern can be used up by the path: the states of its automaton, all at once, so that
+    the cost is the product of the lengths. `*` matches within one component, `**` any number of components."""
+    states = _skip(pattern, {0})
+    for component in path:
+        following = set()
+        for state in states:
+            if state < len(pattern):
+                if pattern[state] == "**":
+                    following.add(state)
+                elif fnmatch.fnmatchcase(component, pattern[state]):
+                    following.add(state + 1)
+        states = _skip(pattern, following)
+    return states
 
 
-def _may_contain(pattern: tuple[str, ...], folder: tuple[str, ...]) -> bool:
-    """Whether a file below `folder` could match."""
-    if not folder:
-        return bool(pattern)
-    if not pattern:
-        return False
-    return pattern[0] == "**" or (fnmatch.fnmatchcase(folder[0], pattern[0]) and _may_contain(pattern[1:], folder[1:]))
+def _skip(pattern: tuple[str, ...], states: set[int]) -> set[int]:
+    """`**` also matches no component."""
+    reached = set(states)
+    for state in sorted(states):
+        while state < len(pattern) and pattern[state] == "**":
+            state += 1
+            reached.add(state)
+    return reached

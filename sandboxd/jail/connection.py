@@ -13,7 +13,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
-from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, INBOUND_BYTES, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.protocol import BUFFERED_BYTES, CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
@@ -25,18 +25,18 @@ _OUTGOING_PAUSE_BYTES = 1 * MIB
 _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
 
 
-class Inbound:
-    """What all clients together have sent of frames that are not complete."""
+class Buffered:
+    """Bytes that the launcher keeps for all clients together: unfinished frames, and answers that are not read."""
 
-    def __init__(self, bound: int = INBOUND_BYTES) -> None:
+    def __init__(self, bound: int = BUFFERED_BYTES) -> None:
         self._bound = bound
         self._bytes = 0
 
     def add(self, count: int) -> None:
-        """Raises ProtocolError, for the client that sent these, when it is too much."""
+        """Raises ProtocolError, for the client whose bytes these are, when it is too much."""
         self._bytes += count
-        if self._bytes > self._bound:
-            raise ProtocolError(f"more than {self._bound} bytes of unfinished messages from all clients")
+        if count > 0 and self._bytes > self._bound:
+            raise ProtocolError(f"more than {self._bound} bytes of unfinished messages of all clients")
 
 
 class Connection:
@@ -47,7 +47,7 @@ class Connection:
         self,
         admission: Admission,
         catalogue: Catalogue,
-        inbound: Inbound,
+        buffered: Buffered,
         sock: socket.socket,
         on_closed: Callable[[Connection], None],
     ) -> None:
@@ -57,7 +57,7 @@ class Connection:
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._frames = Frames(protocol.TO_LAUNCHER)
-        self._inbound = inbound
+        self._buffered = buffered
         self._counted_bytes = 0
         self._outgoing = bytearray()
         self._writing = False
@@ -79,8 +79,7 @@ class Connection:
                 return
             for kind, body in self._frames.feed(data):
                 self._on_frame(kind, body)
-            if not self._closed:
-                self._count_inbound(self._frames.pending_bytes)
+            self._count_buffered()
         except BlockingIOError:
             return
         except ConnectionError:
@@ -89,13 +88,16 @@ class Connection:
             log.warning("client cut off", reason=str(error))
             self.close()
 
-    def _count_inbound(self, pending_bytes: int) -> None:
-        change, self._counted_bytes = pending_bytes - self._counted_bytes, pending_bytes
-        self._inbound.add(change)
+    def _count_buffered(self) -> None:
+        now_bytes = 0 if self._closed else self._frames.pending_bytes + len(self._outgoing)
+        change, self._counted_bytes = now_bytes - self._counted_bytes, now_bytes
+        self._buffered.add(change)
 
     def _on_frame(self, kind: Kind, body: bytes) -> None:
         match kind:
             case Kind.CATALOGUE if self._stage is None:
+                if len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
+                    raise ProtocolError("asks, and does not read the answers")
                 self._send(Kind.OFFER, protocol.encode(self._catalogue))
             case Kind.RUN if self._stage is None:
                 self._on_run(protocol.decode(body, StageSpec))
@@ -181,6 +183,11 @@ class Connection:
             files_omitted=files_omitted,
         )
         self._send(Kind.OUTCOME, protocol.encode(outcome))
+        try:
+            self._count_buffered()
+        except ProtocolError as error:
+            log.warning("client cut off", reason=str(error))
+            self.close()
 
     # --- outgoing
 
@@ -207,6 +214,7 @@ class Connection:
         if self._writing:
             self._loop.remove_writer(self._sock)
             self._writing = False
+        self._count_buffered()
         if self._sandbox is not None:
             self._sandbox.pause_output(False)
 
@@ -215,7 +223,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._count_inbound(0)
+        self._count_buffered()
         self._loop.remove_reader(self._sock)
         if self._writing:
             self._loop.remove_writer(self._sock)

@@ -7,6 +7,7 @@ every host.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Callable
@@ -44,7 +45,6 @@ def host_facts() -> HostFacts:
         v1_controllers=V1_CONTROLLERS if hierarchies.hybrid else (),
         landlock_abi=landlock,
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
-        core_pattern_is_pipe=_core_pattern().startswith(("|", "@")),
         cpus=len(os.sched_getaffinity(0)),
     )
 
@@ -170,9 +170,32 @@ def _vulnerabilities() -> tuple[bool, str]:
     return not open_ones, "unmitigated: " + ", ".join(open_ones) if open_ones else "all mitigated"
 
 
-def _stack_limit() -> tuple[bool, str]:
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    return hard == resource.RLIM_INFINITY, "unlimited" if hard == resource.RLIM_INFINITY else f"hard limit {hard} bytes"
+_NEEDED_LIMITS = {
+    "stack": (resource.RLIMIT_STACK, 1 << 30),
+    "nofile": (resource.RLIMIT_NOFILE, 1024),
+    "core": (resource.RLIMIT_CORE, 1),
+    "sigpending": (resource.RLIMIT_SIGPENDING, 256),
+}
+"""A payload cannot be given more than the launcher may have: the widest policy's ceilings, and what every job gets."""
+
+
+def raise_resource_limits() -> None:
+    """Hard limits up, as far as this process may (CAP_SYS_RESOURCE)."""
+    for number, needed in _NEEDED_LIMITS.values():
+        soft, hard = resource.getrlimit(number)
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(number, (soft, needed))
+
+
+def _resource_limits() -> tuple[bool, str]:
+    hard = {name: resource.getrlimit(number)[1] for name, (number, _) in _NEEDED_LIMITS.items()}
+    low = [
+        f"{name} {hard[name]}, {needed} needed"
+        for name, (_, needed) in _NEEDED_LIMITS.items()
+        if hard[name] != resource.RLIM_INFINITY and hard[name] < needed
+    ]
+    return not low, "; ".join(low) if low else "hard limits are high enough"
 
 
 def _favordynmods() -> tuple[bool, str]:
@@ -209,6 +232,11 @@ _MUSTS = (
     ),
     _Check(name="swap", probe=_swap, remedy="swapoff -a, or boot with swapaccount=1"),
     _Check(name="landlock", probe=_landlock, remedy=_LANDLOCK_REMEDY),
+    _Check(
+        name="resource limits",
+        probe=_resource_limits,
+        remedy="ulimit -Hs unlimited, ulimit -Hc unlimited, or LimitSTACK=, LimitCORE= in the unit",
+    ),
     _Check(name="merged /usr", probe=_merged_usr, remedy="apt-get install usrmerge"),
 )
 _WARNINGS = (
@@ -216,7 +244,6 @@ _WARNINGS = (
     _Check(name="binfmt_misc", probe=_binfmt, remedy="echo -1 > /proc/sys/fs/binfmt_misc/status"),
     _Check(name="simultaneous multithreading", probe=_smt, remedy="echo off > /sys/devices/system/cpu/smt/control"),
     _Check(name="cpu vulnerabilities", probe=_vulnerabilities, remedy="update the kernel and the microcode"),
-    _Check(name="stack limit", probe=_stack_limit, remedy="ulimit -Hs unlimited, or LimitSTACK=infinity in the unit"),
     _Check(
         name="v1 favordynmods",
         probe=_favordynmods,

@@ -25,7 +25,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import structlog
@@ -35,9 +35,9 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import HostError, InputError
 from sandboxd.instance import RUN_ROOT, SERVICE_USER, Instance
 from sandboxd.jail import facts, offer, sweeper, warm
-from sandboxd.jail.admission import Admission
-from sandboxd.jail.cgroup_host import open_cgroups
-from sandboxd.jail.connection import Connection, Inbound
+from sandboxd.jail.admission import CLIENTS_MAX, Admission
+from sandboxd.jail.cgroup_host import open_cgroups, require_leaf
+from sandboxd.jail.connection import Buffered, Connection
 from sandboxd.jail.images import make_host_image
 from sandboxd.jail.plan import Layer
 from sandboxd.jail.slots import Slots
@@ -49,9 +49,10 @@ log = structlog.get_logger()
 
 NICE = -10
 BACKLOG = 128
-CLIENTS_MAX = 512
+ACCEPT_RETRY_S = 0.1
 WARM_INTERVAL_S = 60.0
 STOP_DEADLINE_S = 5.0
+_DONE = object()
 _PEER = struct.Struct("=3i")  # struct ucred: pid, uid, gid
 
 
@@ -64,7 +65,7 @@ class Launcher:
         self.without = frozenset(without)
         self._admission: Admission | None = None
         self._connections: set[Connection] = set()
-        self._inbound = Inbound()
+        self._buffered = Buffered()
         self._stack = contextlib.ExitStack()
         self._stopping = asyncio.Event()
 
@@ -75,18 +76,22 @@ class Launcher:
         """
         if self.without and self.instance.name == "default":
             raise InputError("without", "control runs are refused for the instance 'default'; give --instance NAME")
+        facts.raise_resource_limits()
         facts.require()
         folder = policy_folder()
         os.umask(0o022)  # whoever started us: layers must be readable inside
-        self._make_folders()
+        RUN_ROOT.mkdir(0o755, exist_ok=True)
+        with sweeper.host_lock():
+            self._make_folders()
+            lock = sweeper.take_lock(self.instance)
+            self._stack.callback(self._remove_run_dir, lock)
+            sweeper.sweep(self.instance)
         require_root_owned(Path(sandboxd.__file__).parent, Path(sys.prefix), folder, self.instance.cache_dir)
-        lock = sweeper.take_lock(self.instance)
-        self._stack.callback(self._remove_run_dir, lock)
-        sweeper.sweep(self.instance)
         cgroups = open_cgroups(self.instance.name)
         self._stack.callback(cgroups.close)
         sweeper.record(self.instance, cgroups.parents())
         sweeper.clear(self.instance.name, cgroups.parents())  # of one that left no record
+        require_leaf(cgroups)
         slots = Slots(self.instance.name)
         self._stack.callback(slots.close)
         definitions = load_languages(folder)
@@ -139,7 +144,6 @@ class Launcher:
 
     def _make_folders(self) -> None:
         """Nobody else may put names into the run directory; the service's own folder lies in it."""
-        RUN_ROOT.mkdir(0o755, exist_ok=True)
         self.instance.run_dir.mkdir(0o755, exist_ok=True)
         info = self.instance.run_dir.lstat()
         if info.st_uid != 0 or info.st_mode & 0o022 or not stat.S_ISDIR(info.st_mode):
@@ -148,13 +152,14 @@ class Launcher:
 
     def _remove_run_dir(self, lock: int) -> None:
         """What is not ours (the service's folder) stays; the lock goes last."""
-        for name in ("base", "empty", "stage"):
-            remove_tree(self.instance.run_dir / name)
-        for name in (sweeper.RECORD, "lock"):
-            (self.instance.run_dir / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.instance.run_dir.rmdir()
-        os.close(lock)
+        with sweeper.host_lock():
+            for name in ("base", "empty", "stage"):
+                remove_tree(self.instance.run_dir / name)
+            sweeper.forget(self.instance)
+            self.instance.lock_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.instance.run_dir.rmdir()
+            os.close(lock)
 
     def _listen(self, admission: Admission, catalogue: Catalogue) -> None:
         path = self.instance.launcher_socket
@@ -183,24 +188,33 @@ class Launcher:
             sock, _ = listener.accept()
         except BlockingIOError:
             return
+        except OSError as error:  # no descriptor is free: look again when one may be
+            log.error("client not accepted", error=str(error))
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_RETRY_S, self._accept_again, listener, admission, catalogue)
+            return
         sock.setblocking(False)
         pid, uid, _gid = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         if uid not in self._allowed_uids or len(self._connections) >= CLIENTS_MAX:
             log.warning("client refused", pid=pid, uid=uid, clients=len(self._connections))
             sock.close()
             return
-        self._connections.add(Connection(admission, catalogue, self._inbound, sock, self._connections.discard))
+        self._connections.add(Connection(admission, catalogue, self._buffered, sock, self._connections.discard))
+
+    def _accept_again(self, listener: socket.socket, admission: Admission, catalogue: Catalogue) -> None:
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener, self._on_client, listener, admission, catalogue)
 
     def _keep_warm(self, paths: list[str]) -> None:
-        """Reads one file per turn of the loop, so that no sandbox waits for all of them; then again after a while."""
+        """Reads one chunk per turn of the loop, so that no sandbox waits for all of them; then again after a while."""
         loop = asyncio.get_running_loop()
 
-        def read_next(index: int) -> None:
-            if index < len(paths):
-                warm.read(paths[index])
-                loop.call_soon(read_next, index + 1)
+        def read_next(chunks: Iterator[None]) -> None:
+            if next(chunks, _DONE) is _DONE:
+                loop.call_later(WARM_INTERVAL_S, read_next, warm.read(paths))
             else:
-                loop.call_later(WARM_INTERVAL_S, read_next, 0)
+                loop.call_soon(read_next, chunks)
 
         if paths:
-            loop.call_soon(read_next, 0)
+            loop.call_soon(read_next, warm.read(paths))

@@ -42,6 +42,8 @@ DEFAULT_ENV = {
 _CLONE_FLAGS = abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
 _LATER_FLAGS = abi.CLONE_NEWCGROUP | abi.CLONE_NEWTIME
 _NAMESPACE_SYSCTLS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+_INOTIFY_SYSCTLS = {"max_inotify_instances": 16, "max_inotify_watches": 1024}
+"""Of one sandbox. Such counts go up the tree of user namespaces: see `_user_namespace_steps`."""
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
@@ -52,7 +54,6 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     """Hierarchies that PID 1 is put into by hand; empty on pure v2."""
     landlock_abi: int
     last_capability: int
-    core_pattern_is_pipe: bool
     cpus: int
 
 
@@ -91,7 +92,7 @@ def job_plan(stage: StageSpec, inputs: BuildInputs) -> tuple[PlannedStep, ...]:
     owner = _inside(inputs, _payload_id(inputs))
     return (
         *_planned(Phase.JOB, _file_steps(stage.files, owner)),
-        *_planned(Phase.PAYLOAD, _rlimit_steps(stage.limits, inputs.host)),
+        *_planned(Phase.PAYLOAD, _rlimit_steps(stage.limits)),
         *_planned(Phase.EXEC, _exec_steps(stage)),
     )
 
@@ -171,6 +172,10 @@ def _user_namespace_steps(inputs: BuildInputs) -> list[Step]:
     if "userns" in inputs.without:
         return [st.SetGroups()]
     return [
+        # The namespace's owner is an id of the slot, not root: inotify instances of all sandboxes would else count
+        # against root's few, and one job could take them from the host and from every other. Capabilities stay.
+        st.Prctl("capabilities survive the change of uid", abi.PR_SET_SECUREBITS, abi.SECBIT_NO_SETUID_FIXUP),
+        st.SetEuid(inputs.id_base),
         st.Unshare(abi.CLONE_NEWUSER),
         st.Notify(),
         st.Wait(),
@@ -178,6 +183,7 @@ def _user_namespace_steps(inputs: BuildInputs) -> list[Step]:
         st.SetResgid(0),
         st.SetResuid(0),
         *(st.WriteProc(f"sys/user/max_{name}_namespaces", "0") for name in _NAMESPACE_SYSCTLS),
+        *(st.WriteProc(f"sys/user/{name}", str(value)) for name, value in _INOTIFY_SYSCTLS.items()),
     ]
 
 
@@ -218,6 +224,7 @@ def _enter_steps() -> list[Step]:
         st.ResetSignals(),
         st.ArrangeStdio(),
         st.Chdir(WORKING_DIRECTORY),
+        st.Umask(0o022),
         # Its own files in /proc belong to root while it is not dumpable; nothing else lives in here yet.
         st.Prctl("dumpable", abi.PR_SET_DUMPABLE, 1),
         st.WriteProc("self/oom_score_adj", "1000"),
@@ -288,7 +295,7 @@ def _hold_steps(inputs: BuildInputs) -> list[Step]:
 
 
 def _file_steps(files: tuple[InputFile, ...], owner: int) -> list[Step]:
-    """Files are created with the payload's own rights, folders before what lies in them. PID 1 is 0 of its own user
+    """Files belong to the payload, folders come before what lies in them. PID 1 is 0 of its own user
     namespace, whichever that is; going back to 0 gives it its file capabilities back (capabilities(7)).
     """
     if not files:
@@ -302,12 +309,12 @@ def _file_steps(files: tuple[InputFile, ...], owner: int) -> list[Step]:
     ]
 
 
-def _rlimit_steps(limits: Limits, host: HostFacts) -> list[Step]:
+def _rlimit_steps(limits: Limits) -> list[Step]:
     """Payload's steps, not PID 1's: RLIMIT_FSIZE would kill it while it copies inputs. The cgroup is the wall for CPU
     time and
     processes; RLIMIT_CPU and RLIMIT_NPROC stand behind it. RLIMIT_AS stays unset (JVM, Go, sanitizers)."""
     cpu_s = -(-limits.cpu_time_ns // NANOSECONDS) + 1
-    core = 1 if host.core_pattern_is_pipe else 0  # at 1 the kernel starts no pipe helper; at 0 it would (core(5))
+    core = 1  # at 1 the kernel starts no pipe helper, at 0 it would; either way no core file is written (core(5))
     return [
         st.SetRlimit("core", resource.RLIMIT_CORE, core, core),
         st.SetRlimit("cpu seconds", resource.RLIMIT_CPU, cpu_s, cpu_s + 1),

@@ -36,8 +36,8 @@ CHUNK_BYTES = 64 * KIB
 STDIN_WINDOW_BYTES = 1 * MIB
 """Sent and not yet TAKEN: a client that sends more is cut off. Reading from it never stops, so that its end is seen."""
 STAGE_BYTES = 64 * MIB
-INBOUND_BYTES = 512 * MIB
-"""Of incomplete frames, all clients together: they must not be able to use up the launcher's memory."""
+BUFFERED_BYTES = 512 * MIB
+"""Of unfinished frames and unread answers, all clients together: they must not use up the launcher's memory."""
 COLLECT_FILES_MAX = 256
 COLLECT_BYTES_MAX = 32 * MIB
 

@@ -28,7 +28,7 @@ from typing import Protocol
 
 import structlog
 
-from sandboxd.errors import InternalError, ProtocolError, SandboxdError, StepError
+from sandboxd.errors import InternalError, ProtocolError, StepError
 from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.cgroups import Leaf
 from sandboxd.jail.collect import Collection
@@ -50,7 +50,9 @@ BUILD_DEADLINE_S = 10.0
 """From spawn to READY, and again from the job to the payload's start."""
 KILL_RETRY_S = 1.0
 CPU_CHECK_MIN_S = 0.002
-OOM_CHECK_S = 0.002
+CPU_CHECK_IDLE_S = 0.005
+OOM_CHECK_S = 0.001
+OOM_CHECK_MAX_S = 0.1
 REMOVE_RETRY_S = 0.005
 REMOVE_DEADLINE_S = 5.0
 _FIRST_FD = 3
@@ -82,9 +84,16 @@ class Sandbox:
     """`build()`, then `give()` once READY, at any time `end()`. `on_gone` is called when nothing is left."""
 
     def __init__(
-        self, workshop: Workshop, inputs: BuildInputs, slot: int, leaf: Leaf, owner: Owner, on_gone: Callable[[], None]
+        self,
+        workshop: Workshop,
+        inputs: BuildInputs,
+        slot: int,
+        leaf: Leaf,
+        control: tuple[socket.socket, socket.socket],
+        owner: Owner,
+        on_gone: Callable[[], None],
     ) -> None:
-        """Takes `leaf`, whose limits are written, and `slot`; both are given back when the sandbox is gone."""
+        """Takes `leaf`, whose limits are written, `slot`, and the pair to init; given back when the sandbox is gone."""
         self.state = State.BUILDING
         self._workshop = workshop
         self._inputs = inputs
@@ -93,11 +102,12 @@ class Sandbox:
         self._owner = owner
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reports = ReportReader()
-        self._control, self._init_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, self._init_control = control
         self._control.setblocking(False)
-        self._outer_pid: int | None = None
+        self._outer_fd = -1
+        self._spawned = False
         self._pidfd = -1
         self._tree = -1
         self._limits: Limits = inputs.policy.ceilings
@@ -111,6 +121,10 @@ class Sandbox:
         self._end_ns = 0
         self._asked_to_die = False
         self._reports_ended = False
+        self._cpu_checked_ns = -1
+        self._cpu_check_s = CPU_CHECK_MIN_S
+        self._oom_check_s = OOM_CHECK_S
+        self._remove_deadline = 0.0
         self._denied: DeniedCalls | None = None
 
     # --- birth
@@ -123,6 +137,7 @@ class Sandbox:
             self._fail(StepError("Spawn", str(error.filename or "init"), error.errno or 0))
             return
         self._watch(self._control, self._on_control)
+        self._watch(self._outer_fd, self._on_outer_ended)
         if self._leaf.oom_fd is not None:
             self._watch(self._leaf.oom_fd, self._on_oom)
         self._after(BUILD_DEADLINE_S, self._on_build_deadline, State.BUILDING)
@@ -135,7 +150,7 @@ class Sandbox:
             inherited = (child.fileno(), self._leaf.v2_fd, build_list, *self._leaf.attach_fds)
             actions = [(os.POSIX_SPAWN_DUP2, self._workshop.null_fd, fd) for fd in range(_FIRST_FD)]
             actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_FD + index) for index, fd in enumerate(inherited)]
-            self._outer_pid = os.posix_spawn(
+            outer_pid = os.posix_spawn(
                 self._workshop.init_path,
                 ["sandboxd-init", *self._inputs.host.v1_controllers],
                 {},
@@ -143,6 +158,8 @@ class Sandbox:
                 setsigmask=[],
                 setsigdef=_IGNORED_BY_PYTHON,
             )
+            self._spawned = True
+            self._outer_fd = os.pidfd_open(outer_pid)
 
     # --- job
 
@@ -218,6 +235,15 @@ class Sandbox:
         if self._pidfd < 0:
             self._fail(StepError("Spawn", "init ended before it made PID 1", errno.ECHILD))
 
+    def _on_outer_ended(self) -> None:
+        """Right after PID 1's birth, or without it. It is not in the leaf: nothing but its end is waited for."""
+        self._loop.remove_reader(self._outer_fd)
+        os.waitid(os.P_PIDFD, self._outer_fd, os.WEXITED)
+        os.close(self._outer_fd)
+        self._outer_fd = -1
+        if self.state is State.OVER and self._pidfd < 0:
+            self._remove()
+
     def _on_report(self, report: Report) -> None:
         match report.kind:
             case ReportKind.PIDFD if report.fd is not None:
@@ -278,7 +304,10 @@ class Sandbox:
     def _plan_cpu_check(self, used_ns: int) -> None:
         """Due when the limit could first be reached, with every core at work: tight, and idle costs nothing."""
         left_s = (self._limits.cpu_time_ns - used_ns) / NANOSECONDS / self._inputs.host.cpus
-        self._after(max(CPU_CHECK_MIN_S, left_s), self._on_cpu_check, State.RUNNING)
+        idle = used_ns == self._cpu_checked_ns  # it sleeps just below its limit: no need to look so often
+        self._cpu_check_s = min(2 * self._cpu_check_s, CPU_CHECK_IDLE_S) if idle else CPU_CHECK_MIN_S
+        self._cpu_checked_ns = used_ns
+        self._after(max(self._cpu_check_s, left_s), self._on_cpu_check, State.RUNNING)
 
     def _on_cpu_check(self) -> None:
         used_ns = self._cpu_used_ns()
@@ -301,7 +330,8 @@ class Sandbox:
         if self._leaf.oom().kills:
             self.end(Ending.OOM)
         else:
-            self._after(OOM_CHECK_S, self._check_oom, State.RUNNING)
+            self._oom_check_s = min(2 * self._oom_check_s, OOM_CHECK_MAX_S)
+            self._after(self._oom_check_s, self._check_oom, State.RUNNING)
 
     def _on_build_deadline(self) -> None:
         self._fail(StepError("Build", f"not ready within {BUILD_DEADLINE_S:g} s", errno.ETIMEDOUT))
@@ -329,7 +359,7 @@ class Sandbox:
             self._asked_to_die = True
             self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
         self._kill_group()
-        if self._pidfd < 0 and (self._outer_pid is None or self._reports_ended):
+        if self._pidfd < 0 and (not self._spawned or self._reports_ended):
             self._finish()
 
     def _kill_group(self) -> None:
@@ -344,6 +374,8 @@ class Sandbox:
     def _kill_again(self) -> None:
         log.warning("sandbox does not die", slot=self._slot)
         self._kill_group()
+        if self._outer_fd >= 0:  # stuck before PID 1 was born
+            signal.pidfd_send_signal(self._outer_fd, signal.SIGKILL)
         self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
 
     def _fail(self, error: StepError) -> None:
@@ -366,23 +398,26 @@ class Sandbox:
             self._end_ns = self._end_ns or time.monotonic_ns()
             self._finish()
         else:
-            self._remove(time.monotonic() + REMOVE_DEADLINE_S)
+            self._remove()
 
     def _finish(self) -> None:
         """Dead: measure, collect, answer; then take down. The answer comes first, teardown must not delay it."""
         self.state = State.OVER
         self._cancel_timers()
-        if self._streams is not None:
-            self._streams.drain()
         try:
+            if self._streams is not None:
+                self._streams.drain()
             facts = self._facts()
             files, omitted = self._collect()
-        except (OSError, SandboxdError) as error:
+        except Exception as error:  # whatever it is: the owner gets an answer, and the sandbox is taken down
+            log.exception("measuring failed", slot=self._slot)
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             facts = no_facts(Failure(step="Measure", subject=str(error), errno=number), self._ending)
             files, omitted = (), 0
-        self._owner.on_over(facts, files, omitted)
-        self._tear_down()
+        try:
+            self._owner.on_over(facts, files, omitted)
+        finally:
+            self._tear_down()
 
     def _facts(self) -> Facts:
         if self._tree < 0 or self._streams is None:
@@ -434,39 +469,48 @@ class Sandbox:
         self._init_control.close()
         if self._leaf.oom_fd is not None:
             self._loop.remove_reader(self._leaf.oom_fd)
+        self._remove_deadline = time.monotonic() + REMOVE_DEADLINE_S
         if self._pidfd < 0:
-            self._remove(time.monotonic() + REMOVE_DEADLINE_S)
+            self._remove()
         else:
-            self._timers.append(self._loop.call_later(KILL_RETRY_S, self._insist))
+            self._after(KILL_RETRY_S, self._insist, State.OVER)
 
     def _insist(self) -> None:
         log.warning("sandbox outlived its control socket", slot=self._slot)
-        self._kill_group()
-        self._timers.append(self._loop.call_later(KILL_RETRY_S, self._insist))
+        self._kill_again()
+        self._after(KILL_RETRY_S, self._insist, State.OVER)
 
-    def _remove(self, deadline: float) -> None:
+    def _remove(self) -> None:
         """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and said so."""
         self._cancel_timers()
-        if self._outer_pid is not None:
-            os.waitpid(self._outer_pid, 0)  # it ends right after PID 1's birth, or never came that far
-            self._outer_pid = None
-        if self._leaf.remove():
+        if self._outer_fd >= 0:
+            self._after(KILL_RETRY_S, self._insist, State.OVER)
+            return
+        try:
+            removed = self._leaf.remove()
+        except OSError as error:
+            log.error("cgroup cannot be removed", slot=self._slot, error=str(error))
+            removed = False
+        if removed:
             self.state = State.GONE
             self._workshop.slots.free(self._slot)
             self._on_gone()
-        elif time.monotonic() < deadline:
-            self._timers.append(self._loop.call_later(REMOVE_RETRY_S, self._remove, deadline))
+        elif time.monotonic() < self._remove_deadline:
+            self._after(REMOVE_RETRY_S, self._remove, State.OVER)
         else:
-            log.error("cgroup cannot be removed; its uid slot stays taken", slot=self._slot)
+            log.error("cgroup stays, and its uid slot stays taken", slot=self._slot)
 
     def _after(self, delay_s: float, callback: Callable[[], None], state: State) -> None:
-        """Calls back after `delay_s` if the sandbox is still in `state`."""
+        """Calls back after `delay_s` if the sandbox is still in `state`. One timer for each callback."""
 
         def due() -> None:
             if self.state is state:
                 self._guarded(callback)
 
-        self._timers.append(self._loop.call_later(delay_s, due))
+        earlier = self._timers.pop(callback.__name__, None)
+        if earlier is not None:
+            earlier.cancel()
+        self._timers[callback.__name__] = self._loop.call_later(delay_s, due)
 
     def _watch(self, fd: int | socket.socket, callback: Callable[[], None]) -> None:
         self._loop.add_reader(fd, self._guarded, callback)
@@ -482,6 +526,6 @@ class Sandbox:
             self._fail(StepError(callback.__name__, f"{type(error).__name__}: {error}", number))
 
     def _cancel_timers(self) -> None:
-        for timer in self._timers:
+        for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

@@ -360,6 +360,19 @@ class SetResuid(Step, frozen=True):
         return str(self.uid)
 
 
+class SetEuid(Step, frozen=True):
+    """Who owns the user namespace that is made next: what is held in it of kernel pools counts against this id."""
+
+    OP: ClassVar[Op] = Op.SETEUID
+    uid: int
+
+    def record(self) -> Record:
+        return Record(args=(self.uid,))
+
+    def subject(self) -> str:
+        return str(self.uid)
+
+
 class SetFsid(Step, frozen=True):
     """Who owns what PID 1 creates from here on."""
 

@@ -6,10 +6,11 @@ Mounts and namespaces need no sweeping: they live in sandboxes' private namespac
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -40,9 +41,26 @@ def take_lock(instance: Instance) -> int:
     return fd
 
 
+@contextlib.contextmanager
+def host_lock() -> Iterator[None]:
+    """One launcher of this host at a time makes, sweeps or removes run directories."""
+    fd = os.open(RUN_ROOT / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def record(instance: Instance, parents: tuple[Path, ...]) -> None:
     """Notes where this launcher's cgroups are, for whoever must sweep them."""
     (instance.run_dir / RECORD).write_bytes(msgspec.json.encode([str(path) for path in parents]))
+
+
+def forget(instance: Instance) -> None:
+    """Nothing is left to sweep; the record stays while a cgroup does."""
+    if not any(parent.exists() for parent in _recorded(instance.name)):
+        (instance.run_dir / RECORD).unlink(missing_ok=True)
 
 
 def sweep(instance: Instance) -> int:
@@ -52,7 +70,29 @@ def sweep(instance: Instance) -> int:
         if run_dir.name != instance.name and _abandoned(run_dir):
             count += _sweep_one(run_dir.name)
             remove_tree(run_dir)
+    _free_abandoned_slots()
     return count
+
+
+def _free_abandoned_slots() -> None:
+    """Of instances that are gone, whatever their name: no launcher holds the lock, no process an id of it."""
+    claimed = {number: owner for number, owner in slots.claimed().items() if _abandoned(RUN_ROOT / owner)}
+    if not claimed:
+        return
+    used = {slots.number_of(uid) for uid in _user_ids()}
+    for number, owner in claimed.items():
+        if number not in used:
+            log.info("slot freed", number=number, instance=owner)
+            slots.release(number)
+
+
+def _user_ids() -> Iterator[int]:
+    """Of every process of this host."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                status = Path(entry.path, "status").read_text()
+                yield from map(int, status.partition("\nUid:")[2].split("\n", 1)[0].split())
 
 
 def _abandoned(run_dir: Path) -> bool:

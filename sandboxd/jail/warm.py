@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _CHUNK = 1 << 20
 
@@ -19,14 +19,13 @@ def files(patterns: Iterable[str]) -> list[str]:
     return sorted(path for path in found if path.startswith("/usr/") and os.path.isfile(path))
 
 
-def read(path: str) -> int:
-    """Reads a file through, into the cache; returns its size. One that cannot be read now is passed over."""
-    total = 0
+def read(paths: Iterable[str]) -> Iterator[None]:
+    """Reads the files into the cache, a chunk at each step. One that cannot be read now is passed over."""
     buffer = bytearray(_CHUNK)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total += count
-    except OSError:
-        return 0
-    return total
+    for path in paths:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    yield
+        except OSError:
+            continue

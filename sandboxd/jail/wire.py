@@ -51,6 +51,7 @@ class Op(enum.IntEnum):
 
     CLONE = 1
     ATTACH_CGROUP = 2
+    SETEUID = 3
     WRITE_ID_MAP = 4
     NOTIFY = 5
     WAIT = 6

@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 enum { EXIT_BROKEN = 70 }; /* EX_SOFTWARE: the launcher has been told why, if it can be told */
+enum { REAPED_AFTER_MAIN = 64 }; /* orphans that keep ending must not delay the report of the main process's end */
 enum { FIRST_FD = 3 };     /* control, leaf, build, attach...: as the launcher arranges them for posix_spawn */
 
 static uint64_t clock_ns(clockid_t id)
@@ -231,6 +232,7 @@ static int receive_job(struct sandbox *s, struct image *job)
     for (int i = 0; i < 3; i++)
         s->slot[SLOT_STDIN + i] = fds[1 + i];
     int result = map_list(fds[0], job);
+    s->at = UINT32_MAX; /* no step of it failed: the list did */
     close(fds[0]);
     return result;
 }
@@ -304,8 +306,8 @@ static void await_exec(struct sandbox *s, int status, struct report *started)
 static int reap(pid_t main_pid, struct report *report)
 {
     int seen = 0, status;
-    pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+    pid_t pid = 0;
+    for (int after = 0; after < REAPED_AFTER_MAIN && (pid = waitpid(-1, &status, WNOHANG)) > 0; after += seen) {
         if (pid == main_pid) {
             seen = 1;
             report->status = (uint32_t)status;

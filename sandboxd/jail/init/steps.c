@@ -297,6 +297,7 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_SETGROUPS: return setgroups(0, NULL);
     case OP_SETRESGID: return setresgid((gid_t)st->arg[0], (gid_t)st->arg[0], (gid_t)st->arg[0]);
     case OP_SETRESUID: return setresuid((uid_t)st->arg[0], (uid_t)st->arg[0], (uid_t)st->arg[0]);
+    case OP_SETEUID: return setresuid((uid_t)-1, (uid_t)st->arg[0], (uid_t)-1);
     case OP_SETFSID: setfsgid((gid_t)st->arg[1]); setfsuid((uid_t)st->arg[0]); return 0;
     case OP_DROP_BOUNDING: return drop_bounding(st->arg[0]);
     case OP_CAPSET: return set_capabilities(st->arg[0], st->arg[1]);

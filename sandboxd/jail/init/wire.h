@@ -7,7 +7,7 @@
 
 #define WIRE_MAGIC 0x64786273u /* "sbxd" */
 #define WIRE_VERSION 1u
-#define WIRE_STEPS_MAX 4096u
+#define WIRE_STEPS_MAX 16384u
 #define WIRE_BYTES_MAX (64u << 20)
 
 /* Which process executes a step, and when. */
@@ -39,6 +39,7 @@ enum slot {
 enum op {
     OP_CLONE = 1,           /* arg0 flags: PID 1 is made, and its pidfd sent to its parent, the launcher */
     OP_ATTACH_CGROUP = 2,   /* slot */
+    OP_SETEUID = 3,         /* arg0: who owns the user namespace that is made next */
     OP_WRITE_ID_MAP = 4,    /* str0 "uid_map" or "gid_map", str1 content */
     OP_NOTIFY = 5,          /* wake the process on the other end of the outer-init pair */
     OP_WAIT = 6,            /* wait for it */
