@@ -97,8 +97,16 @@ class Live:
             assert expected in self._output, f"{expected!r} was not printed: {bytes(self._output)!r} {self.error}"
             return bytes(self._output)
 
+    @property
+    def output(self) -> bytes:
+        """What was printed so far, both streams together."""
+        with self._changed:
+            return bytes(self._output)
+
     def write(self, data: bytes) -> None:
-        os.write(self._stdin, data)
+        """Writes all of it; blocks while the program, or the launcher's window, takes none."""
+        while data:
+            data = data[os.write(self._stdin, data) :]
 
     def wait(self) -> StageOutcome | None:
         """Ends its stdin and waits for its end; None when the launcher went away."""
