@@ -11,6 +11,7 @@ from sandboxd.errors import ProtocolError
 from sandboxd.spec import Struct
 
 _REPORT = struct.Struct("=3Ii2I4Q")
+SIZE_BYTES = _REPORT.size
 
 
 class ReportKind(enum.IntEnum):
