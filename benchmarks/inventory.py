@@ -17,19 +17,23 @@ class Inventory(NamedTuple):
     """One look at it."""
 
     processes: int
-    """The service's, zombies included."""
+    """The service's, zombies included: descendants of its first, and whoever is in its cgroups."""
     mounts: int
     """Seen by the service's processes, each mount namespace once."""
     cgroups: int
     """Folders of the instance in all hierarchies."""
     dying_cgroups: int
-    """Removed and still held by the kernel, below the v2 tree's root."""
+    """Removed from the instance's part of the v2 tree and still held by the kernel."""
     namespaces: int
-    """Of any process or descriptor of the machine."""
+    """That the service's processes are in or hold a descriptor of."""
     descriptors: int
     """Open in the service's processes."""
+    descriptors_of: dict[str, int]
+    """Role of a process -> those of them that are its own."""
     resident_kib: dict[str, dict[int, int]]
     """Role of a process -> its pid -> VmRSS."""
+    memory_cgroups_of_machine: int
+    """As the kernel counts them, removed ones that it still holds included."""
 
 
 COUNTED = ("processes", "mounts", "cgroups", "dying_cgroups", "namespaces", "descriptors")
@@ -38,39 +42,49 @@ COUNTED = ("processes", "mounts", "cgroups", "dying_cgroups", "namespaces", "des
 
 def take(root_pid: int, instance: str) -> Inventory:
     """The service whose first process is `root_pid`. Processes that end while we look are left out."""
-    pids = list(_descendants(root_pid))
+    pids = _processes(root_pid, instance)
     resident: dict[str, dict[int, int]] = defaultdict(dict)
-    descriptors = 0
+    descriptors: dict[str, int] = defaultdict(int)
     mounts: dict[str, int] = {}
+    namespaces: set[str] = set()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            mounts[namespace] = len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
-            resident[_role(pid)][pid] = _resident_kib(pid)
+            role = _role(pid)
+            descriptors[role] += len(os.listdir(f"/proc/{pid}/fd"))
+            namespaces |= _namespaces(pid)
+            mounts[os.readlink(f"/proc/{pid}/ns/mnt")] = len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+            resident[role][pid] = _resident_kib(pid)
+    cgroups = list(_cgroups(instance))
     return Inventory(
         processes=len(pids),
         mounts=sum(mounts.values()),
-        cgroups=sum(1 for _ in _cgroups(instance)),
-        dying_cgroups=_dying_cgroups(),
-        namespaces=len(_namespaces()),
-        descriptors=descriptors,
+        cgroups=len(cgroups),
+        dying_cgroups=sum(_dying(cgroup) for cgroup in cgroups if cgroup.name == f"sandboxd-{instance}"),
+        namespaces=len(namespaces),
+        descriptors=sum(descriptors.values()),
+        descriptors_of=dict(descriptors),
         resident_kib=dict(resident),
+        memory_cgroups_of_machine=_memory_cgroups_of_machine(),
     )
 
 
-def _descendants(root_pid: int) -> Iterator[int]:
+def _processes(root_pid: int, instance: str) -> set[int]:
     children: dict[int, list[int]] = defaultdict(list)
+    pending = [root_pid]
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 stat = Path(entry.path, "stat").read_text()
                 children[int(stat.rpartition(")")[2].split()[1])].append(int(entry.name))
-    pending = [root_pid]
+                if f"/sandboxd-{instance}" in Path(entry.path, "cgroup").read_text():
+                    pending.append(int(entry.name))
+    found: set[int] = set()
     while pending:
         pid = pending.pop()
-        yield pid
-        pending += children[pid]
+        if pid not in found:
+            found.add(pid)
+            pending += children[pid]
+    return found
 
 
 def _role(pid: int) -> str:
@@ -93,24 +107,28 @@ def _cgroups(instance: str) -> Iterator[Path]:
                 yield path
 
 
-def _dying_cgroups() -> int:
-    for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
-        path = Path(root, "cgroup.stat")
-        if path.exists():
-            return int(dict(line.split() for line in path.read_text().splitlines())["nr_dying_descendants"])
+def _dying(cgroup: Path) -> int:
+    text = cgroup / "cgroup.stat"
+    if not text.exists():  # a v1 hierarchy
+        return 0
+    return int(dict(line.split() for line in text.read_text().splitlines())["nr_dying_descendants"])
+
+
+def _memory_cgroups_of_machine() -> int:
+    for line in Path("/proc/cgroups").read_text().splitlines():
+        name, _, count, _ = line.split()
+        if name == "memory":
+            return int(count)
     return 0
 
 
-def _namespaces() -> set[str]:
+def _namespaces(pid: int) -> set[str]:
+    """Links like `mnt:[4026531841]` among what the process is in and what it has open."""
     found = set()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        for folder in ("ns", "fd"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                for link in os.scandir(f"{entry.path}/{folder}"):
-                    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                        target = os.readlink(link.path)
-                        if re.fullmatch(r"[a-z_]+:\[\d+\]", target) and not target.startswith(("pipe", "socket")):
-                            found.add(target)
+    for folder in ("ns", "fd"):
+        for link in os.scandir(f"/proc/{pid}/{folder}"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                target = os.readlink(link.path)
+                if re.fullmatch(r"[a-z_]+:\[\d+\]", target) and not target.startswith(("pipe:", "socket:")):
+                    found.add(target)
     return found

@@ -1,8 +1,8 @@
 """1,000 jobs in a row through `sandboxd serve`: how long they take, and whether anything grows.
 
 What there is after the first 50 jobs is compared with what there is after all. Counted are this service's processes,
-its cgroups, the mounts that its processes see, their descriptors, and every namespace that a process or a descriptor on
-the machine holds; of each resident process its memory; and what Redis holds for each stored result.
+its cgroups, the mounts and namespaces that its processes are in or hold open, their descriptors; of each resident
+process its memory; and what Redis holds for each stored result.
 """
 
 from __future__ import annotations
@@ -90,7 +90,18 @@ def _counts(bench: Bench, first: Inventory, last: Inventory) -> None:
             "count",
             [after - before],
             bound=Bound(what=f"no more than the {before} after {FIRST}", value=after, limit=before),
+            note=_where(first.descriptors_of, last.descriptors_of) if name == "descriptors" else "",
         )
+    bench.add(
+        "memory cgroups of the whole machine, growth",
+        "count",
+        [last.memory_cgroups_of_machine - first.memory_cgroups_of_machine],
+        note="removed ones that the kernel still holds included, and those of other programs",
+    )
+
+
+def _where(before: dict[str, int], after: dict[str, int]) -> str:
+    return ", ".join(f"{role} {before.get(role, 0)} -> {after.get(role, 0)}" for role in sorted({*before, *after}))
 
 
 def _memory(bench: Bench, first: Inventory, last: Inventory) -> None:
