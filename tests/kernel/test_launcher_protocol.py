@@ -1,0 +1,188 @@
+"""The launcher's border: it trusts nothing that a client sends, and one bad client disturbs no other."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from jailrig import LauncherUnderTest
+
+from sandboxd.errors import InputError
+from sandboxd.instance import SERVICE_USER
+from sandboxd.jail import protocol
+from sandboxd.jail.protocol import HEADER, STDIN_WINDOW_BYTES, Kind, frame
+from sandboxd.spec import InputFile, StageSpec
+
+
+@pytest.fixture
+def raw(launcher: LauncherUnderTest) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(20)
+        connection.connect(str(launcher.socket))
+        yield connection
+    assert launcher.run(("true",)).verdict == "ok", "the launcher serves others on"
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the launcher cut the connection off, having said nothing."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEADER.pack(99, 0),
+        HEADER.pack(0, 0),
+        HEADER.pack(Kind.OUTCOME, 0),
+        HEADER.pack(Kind.RUN, protocol.STAGE_BYTES + 1),
+        HEADER.pack(Kind.CATALOGUE, 1),
+        HEADER.pack(Kind.STDIN, protocol.CHUNK_BYTES + 1),
+        HEADER.pack(Kind.RUN, 2**32 - 1),
+        frame(Kind.RUN, b""),
+        frame(Kind.RUN, b"\xc1"),
+        frame(Kind.RUN, msgspec.msgpack.encode([])),
+        frame(Kind.RUN, msgspec.msgpack.encode({"name": "run"})),
+        frame(Kind.RUN, b"\x81" * 100_000),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=lambda sent: sent[:12].hex(),
+)
+def test_a_malformed_message_ends_the_connection(raw: socket.socket, sent: bytes) -> None:
+    raw.sendall(sent)
+    assert closed(raw)
+
+
+def encoded(launcher: LauncherUnderTest, **changes: object) -> bytes:
+    fields = msgspec.msgpack.decode(protocol.encode(launcher.stage(("sleep", "100"))))
+    return frame(Kind.RUN, msgspec.msgpack.encode({**fields, **changes}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"unknown": 1},
+        {"mounts": ["/"]},
+        {"argv": "x"},
+        {"env": {1: "x"}},
+        {"limits": {}},
+        {"stdin": 7},
+        {"argv": ["x"] * 513},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_stage_of_another_shape_ends_the_connection(
+    launcher: LauncherUnderTest, raw: socket.socket, change: dict[str, object]
+) -> None:
+    raw.sendall(encoded(launcher, **change))
+    assert closed(raw)
+
+
+def test_one_stage_at_a_time(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    raw.sendall(encoded(launcher) * 2)
+    assert closed(raw)
+    launcher.await_nothing_left()
+
+
+def test_stdin_beyond_the_window_ends_the_connection(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    raw.sendall(encoded(launcher, stdin=None))
+    chunk = frame(Kind.STDIN, bytes(protocol.CHUNK_BYTES))
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        raw.sendall(chunk * (4 * STDIN_WINDOW_BYTES // protocol.CHUNK_BYTES))
+
+
+def test_a_client_that_asks_and_does_not_read_is_cut_off(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        raw.sendall(frame(Kind.CATALOGUE) * 1_000_000)
+
+
+def refusal(launcher: LauncherUnderTest, stage: StageSpec) -> InputError:
+    with pytest.raises(InputError) as caught:
+        launcher.run_stage(stage)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory_bytes", 1 << 40),
+        ("processes", 100_000),
+        ("cpu_time_ns", 10**13),
+        ("output_bytes", 1 << 40),
+        ("open_files", 1 << 20),
+    ],
+)
+def test_the_launchers_own_ceilings_hold_whatever_the_client_says(
+    launcher: LauncherUnderTest, name: str, value: int
+) -> None:
+    stage = launcher.stage(("true",))
+    stage = msgspec.structs.replace(stage, limits=msgspec.structs.replace(stage.limits, **{name: value}))
+    error = refusal(launcher, stage)
+    assert error.field.startswith("limits.")
+    assert "at most" in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"policy": "nothing"}, "policy"),
+        ({"policy": "../default"}, "policy"),
+        ({"image": "/"}, "image"),
+        ({"argv": ()}, "command"),
+        ({"argv": ("a\0b",)}, "command[0]"),
+        ({"env": {"a=b": "c"}}, "env"),
+        ({"env": {"a": "b\0"}}, "env"),
+        ({"collect": ("../x",)}, "collect[0]"),
+        ({"collect": ("/etc/*",)}, "collect[0]"),
+        ({"files": (InputFile(path="../x", content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="/x", content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="a\0b", content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="a", content=b""), InputFile(path="a", content=b""))}, "files[1].path"),
+        ({"files": (InputFile(path="a", content=b""), InputFile(path="a/b", content=b""))}, "files[1].path"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_the_client_should_have_refused_the_launcher_refuses(
+    launcher: LauncherUnderTest, change: dict[str, object], field: str
+) -> None:
+    error = refusal(launcher, msgspec.structs.replace(launcher.stage(("true",)), **change))
+    assert error.field.startswith(field)
+
+
+CONNECT = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(5)
+s.connect(sys.argv[1])
+s.sendall(bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+print(len(s.recv(8)))
+"""
+
+
+def ask_as(launcher: LauncherUnderTest, user: str, group: str) -> str:
+    """What a client of that user and group gets: `8`, an answer's header; anything else is none."""
+    gid = str(pwd.getpwnam(group).pw_gid)
+    who = [f"--reuid={user}", f"--regid={gid}", "--clear-groups"]
+    command = ["setpriv", *who, "/usr/bin/python3", "-c", CONNECT, str(launcher.socket)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def test_only_root_and_the_service_user_may_speak_to_it(launcher: LauncherUnderTest) -> None:
+    info = os.stat(launcher.socket)
+    assert stat.S_IMODE(info.st_mode) == 0o660
+    assert (info.st_uid, info.st_gid) == (0, pwd.getpwnam(SERVICE_USER).pw_gid)
+    assert ask_as(launcher, "root", "root") == "8"
+    assert ask_as(launcher, SERVICE_USER, SERVICE_USER) == "8"
+    assert ask_as(launcher, "nobody", "nobody") == ""
+
+
+def test_a_foreign_user_with_the_group_is_refused_by_its_credentials(launcher: LauncherUnderTest) -> None:
+    assert ask_as(launcher, "nobody", SERVICE_USER) in ("", "0")

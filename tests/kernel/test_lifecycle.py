@@ -1,0 +1,152 @@
+"""Launchers and sandboxes end in every way that they can, and nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jailrig import SCALE, LauncherUnderTest
+
+from sandboxd.errors import LauncherUnavailable
+from sandboxd.instance import RUN_ROOT
+
+
+def pid_1_of(launcher: LauncherUnderTest) -> int:
+    """The one PID 1 of a launcher with one sandbox: the launcher's only child."""
+    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text().split()
+    assert len(children) == 1
+    return int(children[0])
+
+
+def mounts() -> int:
+    return len(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def test_many_in_a_row_leave_nothing(launcher: LauncherUnderTest) -> None:
+    for _ in range(10):
+        launcher.run(("true",))
+    launcher.await_nothing_left()
+    before = (launcher.open_fds(), mounts())
+    for _ in range(100):
+        assert launcher.run(("true",)).verdict == "ok"
+    launcher.await_nothing_left()
+    assert (launcher.open_fds(), mounts()) == before
+
+
+def test_a_client_that_goes_away_takes_its_sandbox_along(launcher: LauncherUnderTest) -> None:
+    program = f"""
+from sandboxd.jail.client import LauncherClient
+from sandboxd.spec import StageSpec
+client = LauncherClient("{launcher.socket}")
+limits = client.catalogue().policy("default").defaults
+argv = ("/bin/sh", "-c", "echo up; sleep 1000")
+stage = StageSpec(name="run", policy="default", image="host", argv=argv, env={{}}, limits=limits)
+client.run(stage, on_stdout=lambda chunk: print("up", flush=True), on_stderr=print)
+"""
+    with subprocess.Popen([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"up\n"
+        assert launcher.sandbox_pids()
+        client.kill()
+    launcher.await_nothing_left()
+
+
+@pytest.mark.parametrize("victim", ["launcher", "init"])
+def test_after_a_sigkill_in_the_middle_of_a_job_nothing_is_left_and_the_next_one_runs(
+    own_launcher: LauncherUnderTest, victim: str
+) -> None:
+    with own_launcher.live_python("print('up', flush=True)\nimport time; time.sleep(1000)", wall_time_s=60) as program:
+        program.await_output(b"up")
+        if victim == "launcher":
+            own_launcher.kill()
+        else:
+            os.kill(pid_1_of(own_launcher), signal.SIGKILL)
+        outcome = program.wait()
+    if victim == "launcher":
+        assert outcome is None
+        assert isinstance(program.error, LauncherUnavailable)
+        own_launcher.start()
+    else:
+        assert outcome is not None
+        assert outcome.facts.init_died
+    own_launcher.await_nothing_left()
+    assert own_launcher.run(("true",)).verdict == "ok"
+
+
+def test_with_its_launcher_every_process_of_a_sandbox_dies(own_launcher: LauncherUnderTest) -> None:
+    source = """
+        import os, time
+        for _ in range(10):
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(1000)
+        print("up", flush=True)
+        time.sleep(1000)
+        """
+    with own_launcher.live_python(source, wall_time_s=60) as program:
+        program.await_output(b"up")
+        pids = own_launcher.sandbox_pids()
+        assert len(pids) >= 11
+        own_launcher.kill()
+        program.wait()
+    for pid in pids:
+        subprocess.run(["timeout", str(5 * SCALE), "tail", f"--pid={pid}", "-f", "/dev/null"], check=True)
+    own_launcher.start()  # sweeps the cgroups, slots and folders
+
+
+def test_a_launcher_told_to_stop_ends_its_jobs(own_launcher: LauncherUnderTest) -> None:
+    with own_launcher.live_python("print('up', flush=True)\nimport time; time.sleep(1000)", wall_time_s=60) as program:
+        program.await_output(b"up")
+        assert own_launcher.stop() == 0
+        program.wait()
+    own_launcher.await_all_gone()
+
+
+def test_two_instances_do_not_see_each_other(launcher: LauncherUnderTest, own_launcher: LauncherUnderTest) -> None:
+    with launcher.live_python("print('up', flush=True)\ninput()\nprint('on')") as program:
+        program.await_output(b"up")
+        assert own_launcher.run(("true",)).verdict == "ok"
+        own_launcher.kill()
+        own_launcher.start()  # the sweep of one touches nothing of the other
+        program.write(b"\n")
+        program.await_output(b"on")
+
+
+def test_two_sandboxes_have_different_ids(launcher: LauncherUnderTest) -> None:
+    source = "print('up', flush=True)\ninput()"
+    with launcher.live_python(source) as one, launcher.live_python(source) as other:
+        one.await_output(b"up")
+        other.await_output(b"up")
+        owners = {os.stat(f"/proc/{pid}").st_uid // 65536 for pid in launcher.sandbox_pids()}
+        assert len(owners) == 2
+        assert len(launcher.slots()) == 2
+
+
+def test_a_second_launcher_of_an_instance_is_refused(launcher: LauncherUnderTest) -> None:
+    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", launcher.instance.name]
+    environment = {"SANDBOXD_STATE_ROOT": launcher.instance.state_root, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30 * SCALE, check=False)
+    assert second.returncode == 125
+    assert "already running" in second.stderr
+    assert launcher.run(("true",)).verdict == "ok"
+
+
+def test_what_a_killed_private_launcher_left_is_swept_by_the_next_one(state_root: Path) -> None:
+    private = LauncherUnderTest(state_root, f"run-{os.getpid()}")
+    private.kill()
+    assert (RUN_ROOT / private.instance.name).exists()
+    another = LauncherUnderTest(state_root, f"sweeps-{os.getpid()}")
+    assert not (RUN_ROOT / private.instance.name).exists()
+    another.stop()
+    another.await_all_gone()
+
+
+def test_control_runs_are_refused_for_the_default_instance() -> None:
+    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", "default", "--without", "seccomp"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=30 * SCALE, check=False)
+    assert refused.returncode == 125
+    assert "refused for the instance 'default'" in refused.stderr
