@@ -386,6 +386,7 @@ int main(int argc, char **argv)
     (void)argv;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) /* before anything can look at this process */
         return EXIT_BROKEN;
+    prctl(PR_SET_NAME, "sandboxd-init", 0, 0, 0); /* it was executed by a descriptor's number */
     for (int slot = 0; slot < SLOT_COUNT; slot++) {
         s.slot[slot] = slot < SLOT_PROC && slot < argc - 1 + SLOT_ATTACH ? FIRST_FD + slot : -1;
         if (s.slot[slot] >= 0 && fcntl(s.slot[slot], F_SETFD, FD_CLOEXEC) < 0)
