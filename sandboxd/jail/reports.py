@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import socket
 import struct
 
@@ -35,6 +36,9 @@ _NEXT = {
 }
 
 
+_WITH_FD = (ReportKind.PIDFD, ReportKind.TREE)
+
+
 class Report(Struct, frozen=True, kw_only=True):
     kind: ReportKind
     phase: int
@@ -64,12 +68,12 @@ class ReportReader:
         if len(data) != _REPORT.size:
             raise ProtocolError(f"init sent {len(data)} bytes instead of {_REPORT.size}")
         number, phase, step, error, status, alone, exec_ns, end_ns, payload_ns, init_ns = _REPORT.unpack(data)
-        kind = ReportKind(number)
-        if kind is not ReportKind.FAILED and kind not in _NEXT.get(self._last, set()):
-            raise ProtocolError(f"init sent {kind.name} after {self._last.name if self._last else 'nothing'}")
-        if bool(fds) != (kind in (ReportKind.PIDFD, ReportKind.TREE)) and kind is not ReportKind.STARTED:
-            raise ProtocolError(f"init sent {kind.name} with {len(fds)} descriptors")
-        self._last = kind
+        try:
+            kind = self._check(number, len(fds))
+        except (ProtocolError, ValueError):
+            for fd in fds:
+                os.close(fd)
+            raise
         return Report(
             kind=kind,
             phase=phase,
@@ -83,3 +87,14 @@ class ReportReader:
             init_cpu_ns=init_ns,
             fd=fds[0] if fds else None,
         )
+
+    def _check(self, number: int, fd_count: int) -> ReportKind:
+        """FAILED may come at any time, from PID 1 also before outer has sent its pidfd: the order goes on without it."""
+        kind = ReportKind(number)
+        if kind is not ReportKind.FAILED:
+            if kind not in _NEXT.get(self._last, set()):
+                raise ProtocolError(f"init sent {kind.name} after {self._last.name if self._last else 'nothing'}")
+            self._last = kind
+        if bool(fd_count) != (kind in _WITH_FD) and kind is not ReportKind.STARTED:
+            raise ProtocolError(f"init sent {kind.name} with {fd_count} descriptors")
+        return kind
