@@ -89,7 +89,7 @@ class ReportReader:
         )
 
     def _check(self, number: int, fd_count: int) -> ReportKind:
-        """FAILED may come at any time, from PID 1 also before outer has sent its pidfd: the order goes on without it."""
+        """FAILED may come at any time, from PID 1 also before outer sent its pidfd: the order goes on without it."""
         kind = ReportKind(number)
         if kind is not ReportKind.FAILED:
             if kind not in _NEXT.get(self._last, set()):
