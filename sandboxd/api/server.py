@@ -5,7 +5,6 @@ A request that waits holds a thread and no connection to Redis; 500 of them cost
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -49,8 +48,7 @@ def gunicorn_options(settings: Settings) -> dict[str, object]:
     """The whole configuration."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
-        "bind": [f"unix:{Path(settings.socket).absolute()}" if settings.socket else f"{host}:{settings.port}"],
-        "chdir": "/",  # where it was started the service user may not even look
+        "bind": [f"unix:{settings.socket}" if settings.socket else f"{host}:{settings.port}"],
         "worker_class": "gthread",
         "workers": settings.api_processes,
         "threads": settings.api_threads,

@@ -31,9 +31,13 @@ def command(
     if os.geteuid() == 0:
         raise click.ClickException("the API must not be root: sudo -u sandboxd sandboxd api")
     try:
-        settings = load_settings(host=host, port=port, socket=socket, api_processes=api_processes, no_auth=no_auth)
+        settings = load_settings(
+            host=host, port=port, socket=socket and socket.absolute(), api_processes=api_processes, no_auth=no_auth
+        )
     except InputError as error:
         raise click.UsageError(str(error)) from None
+    # gunicorn, as soon as it is imported, looks at the folder it was started in, which this user may not enter.
+    os.chdir("/")
     from sandboxd.api.server import Server
 
     sys.argv[:] = ["sandboxd-api"]
