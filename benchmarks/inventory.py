@@ -27,7 +27,9 @@ class Inventory(NamedTuple):
     namespaces: int
     """That the service's processes are in or hold a descriptor of."""
     descriptors: int
-    """Open in the service's processes."""
+    """Open in the service's processes, cached build lists apart."""
+    build_lists: int
+    """Descriptors in which the launcher keeps build lists: at most one per policy and uid slot once used."""
     descriptors_of: dict[str, int]
     """Role of a process -> those of them that are its own."""
     resident_kib: dict[str, dict[int, int]]
@@ -45,12 +47,15 @@ def take(root_pid: int, instance: str) -> Inventory:
     pids = _processes(root_pid, instance)
     resident: dict[str, dict[int, int]] = defaultdict(dict)
     descriptors: dict[str, int] = defaultdict(int)
+    build_lists = 0
     mounts: dict[str, int] = {}
     namespaces: set[str] = set()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             role = _role(pid)
-            descriptors[role] += len(os.listdir(f"/proc/{pid}/fd"))
+            targets = list(_descriptors(pid))
+            descriptors[role] += len(targets)
+            build_lists += sum("sandboxd-build" in target for target in targets)
             namespaces |= _namespaces(pid)
             mounts[os.readlink(f"/proc/{pid}/ns/mnt")] = len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
             resident[role][pid] = _resident_kib(pid)
@@ -61,7 +66,8 @@ def take(root_pid: int, instance: str) -> Inventory:
         cgroups=len(cgroups),
         dying_cgroups=sum(_dying(cgroup) for cgroup in cgroups if cgroup.name == f"sandboxd-{instance}"),
         namespaces=len(namespaces),
-        descriptors=sum(descriptors.values()),
+        descriptors=sum(descriptors.values()) - build_lists,
+        build_lists=build_lists,
         descriptors_of=dict(descriptors),
         resident_kib=dict(resident),
         memory_cgroups_of_machine=_memory_cgroups_of_machine(),
@@ -125,10 +131,17 @@ def _memory_cgroups_of_machine() -> int:
 def _namespaces(pid: int) -> set[str]:
     """Links like `mnt:[4026531841]` among what the process is in and what it has open."""
     found = set()
-    for folder in ("ns", "fd"):
-        for link in os.scandir(f"/proc/{pid}/{folder}"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                target = os.readlink(link.path)
-                if re.fullmatch(r"[a-z_]+:\[\d+\]", target) and not target.startswith(("pipe:", "socket:")):
-                    found.add(target)
+    for target in (*_links(f"/proc/{pid}/ns"), *_descriptors(pid)):
+        if re.fullmatch(r"[a-z_]+:\[\d+\]", target) and not target.startswith(("pipe:", "socket:")):
+            found.add(target)
     return found
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    yield from _links(f"/proc/{pid}/fd")
+
+
+def _links(folder: str) -> Iterator[str]:
+    for link in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield os.readlink(link.path)

@@ -102,9 +102,9 @@ class LauncherClient:
             else:
                 return sock
 
-    def _incoming(self, sock: socket.socket) -> Iterator[tuple[Kind, bytes]]:
-        while data := sock.recv(4 * CHUNK_BYTES):
-            yield from self._frames.feed(data)
+    def _incoming(self, sock: socket.socket) -> Iterator[tuple[Kind, bytes | bytearray]]:
+        while (frames := self._frames.receive(sock)) is not None:
+            yield from frames
 
 
 class _Run:
@@ -161,13 +161,13 @@ class _Run:
                     self._forward_stdin(fd)
 
     def _receive(self) -> StageOutcome | None:
-        data = self._sock.recv(4 * CHUNK_BYTES)
-        if not data:
+        frames = self._frames.receive(self._sock)
+        if frames is None:
             raise ConnectionResetError("end of file in the middle of a stage")
-        for kind, body in self._frames.feed(data):
+        for kind, body in frames:
             match kind:
                 case Kind.STDOUT | Kind.STDERR:
-                    self._sinks[kind](body)
+                    self._sinks[kind](bytes(body))
                 case Kind.TAKEN:
                     self._on_taken(COUNT.unpack(body)[0])
                 case Kind.OUTCOME:

@@ -13,7 +13,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
-from sandboxd.jail.protocol import BUFFERED_BYTES, CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.protocol import BUFFERED_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
@@ -73,11 +73,11 @@ class Connection:
 
     def _on_readable(self) -> None:
         try:
-            data = self._sock.recv(4 * CHUNK_BYTES)
-            if not data:
+            frames = self._frames.receive(self._sock)
+            if frames is None:
                 self.close()
                 return
-            for kind, body in self._frames.feed(data):
+            for kind, body in frames:
                 self._on_frame(kind, body)
             self._count_buffered()
         except BlockingIOError:
@@ -93,7 +93,7 @@ class Connection:
         change, self._counted_bytes = now_bytes - self._counted_bytes, now_bytes
         self._buffered.add(change)
 
-    def _on_frame(self, kind: Kind, body: bytes) -> None:
+    def _on_frame(self, kind: Kind, body: bytes | bytearray) -> None:
         match kind:
             case Kind.CATALOGUE if self._stage is None:
                 if len(self._outgoing) > _OUTGOING_PAUSE_BYTES:

@@ -20,6 +20,7 @@ structs.
 from __future__ import annotations
 
 import enum
+import socket
 import struct
 from collections.abc import Iterator
 from typing import TypeVar
@@ -83,18 +84,36 @@ def frame(kind: Kind, body: bytes = b"") -> bytes:
 
 
 class Frames:
-    """Cuts a byte stream into frames; `allowed` are the types the peer may send, with their bounds."""
+    """Cuts a byte stream into frames; `allowed` are the types the peer may send, with their bounds.
+
+    A long body is received where it will stay: `room()` is the place, `advance()` tells how much came.
+    """
 
     def __init__(self, allowed: dict[Kind, int]) -> None:
         self._allowed = allowed
         self._buffer = bytearray()
+        self._kind: Kind | None = None
+        self._body = bytearray()
+        self._filled = 0
 
     @property
     def pending_bytes(self) -> int:
-        """Of a frame that is not complete yet."""
-        return len(self._buffer)
+        """Kept for frames that are not complete yet."""
+        return len(self._buffer) + len(self._body)
 
-    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+    def room(self) -> memoryview | None:
+        """Where the rest of a long body belongs; None when `feed` is to be used."""
+        return None if self._kind is None else memoryview(self._body)[self._filled :]
+
+    def advance(self, count: int) -> Iterator[tuple[Kind, bytes | bytearray]]:
+        """`count` bytes were put into `room()`."""
+        self._filled += count
+        if self._kind is not None and self._filled == len(self._body):
+            kind, body = self._kind, self._body
+            self._kind, self._body, self._filled = None, bytearray(), 0
+            yield kind, body
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes | bytearray]]:
         """Complete frames so far. Raises ProtocolError for an unknown type or a body over its bound."""
         self._buffer += data
         while len(self._buffer) >= HEADER.size:
@@ -106,18 +125,35 @@ class Frames:
                 raise ProtocolError(f"{Kind(number).name} of {length} bytes; at most {bound}")
             end = HEADER.size + length
             if len(self._buffer) < end:
+                if length > CHUNK_BYTES:
+                    self._begin_long(Kind(number), length)
                 return
-            with memoryview(self._buffer) as view:
-                body = bytes(view[HEADER.size : end])
+            body = bytes(self._buffer[HEADER.size : end])
             del self._buffer[:end]
             yield Kind(number), body
+
+    def _begin_long(self, kind: Kind, length: int) -> None:
+        self._kind, self._body = kind, bytearray(length)
+        self._filled = len(self._buffer) - HEADER.size
+        self._body[: self._filled] = self._buffer[HEADER.size :]
+        self._buffer.clear()
+
+    def receive(self, sock: socket.socket) -> Iterator[tuple[Kind, bytes | bytearray]] | None:
+        """One read, and the frames that it completes; None at end of file. Raises as `feed` and recv(2)."""
+        room = self.room()
+        if room is not None:
+            with room:
+                count = sock.recv_into(room)
+            return self.advance(count) if count else None
+        data = sock.recv(CHUNK_BYTES)
+        return self.feed(data) if data else None
 
 
 encode = msgspec.msgpack.encode
 T = TypeVar("T")
 
 
-def decode(body: bytes, kind: type[T]) -> T:
+def decode(body: bytes | bytearray, kind: type[T]) -> T:
     """A body as a value. Raises ProtocolError with the key that is wrong."""
     try:
         return msgspec.msgpack.decode(body, type=kind)
