@@ -36,8 +36,7 @@ def launcher(_launcher: LauncherUnderTest) -> Iterator[LauncherUnderTest]:
     yield _launcher
     _launcher.await_nothing_left()
     assert _launcher.process.poll() is None, f"the launcher died:\n{_launcher.log.read_text()}"
-    # One list for each slot used for the first time is kept, that is its purpose; a connection may be closing.
-    assert _launcher.open_fds() <= fds + 8, "the launcher leaks descriptors"
+    _launcher.await_fds(fds)
 
 
 @pytest.fixture(scope="session")

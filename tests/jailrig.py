@@ -275,7 +275,19 @@ class LauncherUnderTest:
             return False
 
     def open_fds(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """The launcher's descriptors; not the build lists, of which one is kept for each slot used once."""
+        count = 0
+        for entry in os.scandir(f"/proc/{self.process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                count += "memfd:sandboxd-build" not in os.readlink(entry.path)
+        return count
+
+    def await_fds(self, at_most: int) -> None:
+        """A connection is closed a moment after its client's end."""
+        deadline_s = time.monotonic() + _GONE_S * SCALE
+        while (count := self.open_fds()) > at_most and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        assert count <= at_most, f"the launcher leaks descriptors: {count}, before {at_most}"
 
     def await_nothing_left(self) -> None:
         """Teardown follows the answer: it is given a moment, and then everything must be gone."""

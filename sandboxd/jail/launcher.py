@@ -68,6 +68,9 @@ class Launcher:
         self._buffered = Buffered()
         self._stack = contextlib.ExitStack()
         self._stopping = asyncio.Event()
+        # From here on, so that being told to stop while it starts still cleans up.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
 
     async def start(self) -> None:
         """Checks the host, sweeps a predecessor's leftovers, prepares everything, probes languages, listens.
@@ -128,10 +131,7 @@ class Launcher:
         )
 
     async def serve(self) -> None:
-        """Runs until SIGTERM or SIGINT."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        """Runs until SIGTERM or SIGINT, one that came during `start` included."""
         await self._stopping.wait()
 
     async def close(self) -> None:

@@ -148,7 +148,10 @@ def test_hoarded_kernel_objects_are_the_jobs_own_and_go_with_it(launcher: Launch
     assert ran.verdict in ends or any(end in ran.stderr.decode() for end in ends), (ran.judgement, ran.stderr)
     assert ran.facts.memory_peak_bytes <= 65 * MIB
     launcher.await_nothing_left()
-    assert slab_bytes() - before < 48 * MIB, "what the kernel kept is less than a job may have"
+    deadline_s = time.monotonic() + 5 * SCALE  # some of it is freed after a grace period of the kernel's
+    while slab_bytes() - before >= 32 * MIB and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert slab_bytes() - before < 32 * MIB, "what the kernel kept is less than a job may have"
     assert launcher.run(("true",)).verdict == "ok"
 
 

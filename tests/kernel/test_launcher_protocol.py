@@ -17,7 +17,7 @@ from sandboxd.errors import InputError
 from sandboxd.instance import SERVICE_USER
 from sandboxd.jail import protocol
 from sandboxd.jail.protocol import HEADER, STDIN_WINDOW_BYTES, Kind, frame
-from sandboxd.spec import InputFile, StageSpec
+from sandboxd.spec import STDIN_MAX_BYTES, InputFile, StageSpec
 
 
 @pytest.fixture
@@ -76,6 +76,9 @@ def encoded(launcher: LauncherUnderTest, **changes: object) -> bytes:
         {"limits": {}},
         {"stdin": 7},
         {"argv": ["x"] * 513},
+        {"files": [{"path": f"f{number}", "content": b""} for number in range(10_000)]},
+        {"env": {f"v{number}": "" for number in range(10_000)}},
+        {"collect": ["*"] * 10_000},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -90,6 +93,40 @@ def test_one_stage_at_a_time(launcher: LauncherUnderTest, raw: socket.socket) ->
     raw.sendall(encoded(launcher) * 2)
     assert closed(raw)
     launcher.await_nothing_left()
+
+
+def test_a_frame_may_come_in_pieces_and_two_in_one(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    for byte in frame(Kind.CATALOGUE):
+        raw.sendall(bytes([byte]))
+    header = raw.recv(HEADER.size, socket.MSG_WAITALL)
+    kind, length = HEADER.unpack(header)
+    assert kind == Kind.OFFER
+    assert len(raw.recv(length, socket.MSG_WAITALL)) == length
+    raw.sendall(frame(Kind.CATALOGUE) * 2)
+    for _ in range(2):
+        kind, length = HEADER.unpack(raw.recv(HEADER.size, socket.MSG_WAITALL))
+        assert kind == Kind.OFFER
+        raw.recv(length, socket.MSG_WAITALL)
+
+
+def test_a_client_that_stops_in_the_middle_of_a_frame_is_forgotten(
+    launcher: LauncherUnderTest, raw: socket.socket
+) -> None:
+    raw.sendall(encoded(launcher)[:-1])
+    raw.shutdown(socket.SHUT_WR)
+    assert closed(raw)
+    assert not launcher.slots()
+
+
+def test_what_crosses_with_the_outcome_is_no_offence(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    """A client cannot know yet that its program has ended."""
+    raw.sendall(encoded(launcher, argv=["true"], stdin=None))
+    seen = 0
+    while seen != Kind.OUTCOME:
+        seen, length = HEADER.unpack(raw.recv(HEADER.size, socket.MSG_WAITALL))
+        raw.recv(length, socket.MSG_WAITALL)
+    raw.sendall(frame(Kind.STDIN, b"late") + frame(Kind.STDIN_END) + frame(Kind.KILL) + frame(Kind.CATALOGUE))
+    assert HEADER.unpack(raw.recv(HEADER.size, socket.MSG_WAITALL))[0] == Kind.OFFER
 
 
 def test_stdin_beyond_the_window_ends_the_connection(launcher: LauncherUnderTest, raw: socket.socket) -> None:
@@ -142,7 +179,12 @@ def test_the_launchers_own_ceilings_hold_whatever_the_client_says(
         ({"env": {"a": "b\0"}}, "env"),
         ({"collect": ("../x",)}, "collect[0]"),
         ({"collect": ("/etc/*",)}, "collect[0]"),
+        ({"stdin": bytes(STDIN_MAX_BYTES + 1)}, "stdin"),
         ({"files": (InputFile(path="../x", content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="", content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="a/../b", content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="x" * 256, content=b""),)}, "files[0].path"),
+        ({"files": (InputFile(path="x/" * 16 + "x", content=b""),)}, "files[0].path"),
         ({"files": (InputFile(path="/x", content=b""),)}, "files[0].path"),
         ({"files": (InputFile(path="a\0b", content=b""),)}, "files[0].path"),
         ({"files": (InputFile(path="a", content=b""), InputFile(path="a", content=b""))}, "files[1].path"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from jailrig import SCALE, LauncherUnderTest
 
 from sandboxd.errors import LauncherUnavailable
 from sandboxd.instance import RUN_ROOT
+from sandboxd.result import Verdict
+from sandboxd.verdict import decide
 
 
 def pid_1_of(launcher: LauncherUnderTest) -> int:
@@ -23,18 +27,43 @@ def pid_1_of(launcher: LauncherUnderTest) -> int:
 
 
 def mounts() -> int:
+    """In the launcher's own namespace, which is the host's."""
     return len(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def namespaces_of_our_sandboxes(launcher: LauncherUnderTest) -> int:
+    """Kinds of namespaces that a process of a live sandbox is in and the launcher is not."""
+    own = {os.readlink(entry) for entry in Path(f"/proc/{launcher.process.pid}/ns").iterdir()}
+    found = set()
+    for pid in launcher.sandbox_pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {os.readlink(entry) for entry in Path(f"/proc/{pid}/ns").iterdir()} - own
+    return len({name.split(":")[0] for name in found})
 
 
 def test_many_in_a_row_leave_nothing(launcher: LauncherUnderTest) -> None:
     for _ in range(10):
         launcher.run(("true",))
     launcher.await_nothing_left()
-    before = (launcher.open_fds(), mounts())
+    fds, mounted = launcher.open_fds(), mounts()
     for _ in range(100):
         assert launcher.run(("true",)).verdict == "ok"
     launcher.await_nothing_left()
-    assert (launcher.open_fds(), mounts()) == before
+    launcher.await_fds(fds)
+    assert mounts() == mounted
+
+
+def test_a_sandboxs_namespaces_live_and_die_with_it(launcher: LauncherUnderTest) -> None:
+    kept = subprocess.run(["lsns", "--noheadings", "--output", "NS"], capture_output=True, text=True, check=True).stdout
+    with launcher.live_python("print('up', flush=True)\ninput()") as program:
+        program.await_output(b"up")
+        assert namespaces_of_our_sandboxes(launcher) == 8
+        made = {os.readlink(f"/proc/{pid}/ns/net")[5:-1] for pid in launcher.sandbox_pids()} - set(kept.split())
+        assert len(made) == 1
+    launcher.await_nothing_left()
+    left = subprocess.run(["lsns", "--noheadings", "--output", "NS"], capture_output=True, text=True, check=True).stdout
+    assert not made & set(left.split())
+    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "nsfs" in line]
 
 
 def test_a_client_that_goes_away_takes_its_sandbox_along(launcher: LauncherUnderTest) -> None:
@@ -73,6 +102,7 @@ def test_after_a_sigkill_in_the_middle_of_a_job_nothing_is_left_and_the_next_one
     else:
         assert outcome is not None
         assert outcome.facts.init_died
+        assert decide(outcome.facts, outcome.limits).verdict is Verdict.INTERNAL_ERROR, "our fault, not the program's"
     own_launcher.await_nothing_left()
     assert own_launcher.run(("true",)).verdict == "ok"
 
@@ -91,11 +121,17 @@ def test_with_its_launcher_every_process_of_a_sandbox_dies(own_launcher: Launche
         program.await_output(b"up")
         pids = own_launcher.sandbox_pids()
         assert len(pids) >= 11
+        handles = [os.pidfd_open(pid) for pid in pids]
         own_launcher.kill()
         program.wait()
-    for pid in pids:
-        subprocess.run(["timeout", str(5 * SCALE), "tail", f"--pid={pid}", "-f", "/dev/null"], check=True)
-    own_launcher.start()  # sweeps the cgroups, slots and folders
+    for handle in handles:
+        assert select.select([handle], [], [], 5 * SCALE)[0], "a process outlived its launcher"
+        os.close(handle)
+    assert own_launcher.cgroups(), "the cgroups wait for the next start"
+    assert own_launcher.slots()
+    own_launcher.start()
+    assert not own_launcher.cgroups()
+    assert not own_launcher.slots()
 
 
 def test_a_launcher_told_to_stop_ends_its_jobs(own_launcher: LauncherUnderTest) -> None:

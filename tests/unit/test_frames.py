@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import ProtocolError
@@ -14,6 +14,7 @@ from sandboxd.jail.protocol import CHUNK_BYTES, HEADER, STAGE_BYTES, TO_LAUNCHER
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES]))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(SIZES, max_size=6), st.lists(st.integers(1, 100_000), min_size=1, max_size=20))
 def test_frames_do_not_depend_on_how_the_stream_is_split(sizes: list[int], cuts: list[int]) -> None:
     bodies = [bytes([number]) * size for number, size in enumerate(sizes)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from sandboxd.jail import abi, plan
+from sandboxd.jail import abi, plan, wire
 from sandboxd.jail import steps as st
 from sandboxd.jail.plan import LAYERS, BuildInputs, HostFacts, Layer, Programs
 from sandboxd.jail.rootfs import Image
@@ -174,6 +179,46 @@ def test_a_control_run_changes_what_it_names_and_says_so(layer: Layer) -> None:
         "caps": any(isinstance(step, st.SetCapabilities) and not step.kept for step in of(Phase.PAYLOAD, weak)),
     }
     assert all(present for name, present in kept.items() if name in others)
+
+
+CHANGED: dict[Layer, set[str]] = {
+    "seccomp": {"InstallSeccomp"},
+    "landlock": {"LandlockCreate", "LandlockAdd", "LandlockRestrict"},
+    "caps": {"Prctl", "DropBounding", "SetCapabilities", "SetResuid", "RaiseAmbient"},
+    "uid": {"SetResuid", "SetResgid", "Mkdir"},
+    "netns": {"Clone", "LoopbackUp"},
+    "mount": {"LeakRoot"},
+}
+"""The steps that may differ without a layer; userns apart, since every id is written otherwise then."""
+
+
+@pytest.mark.parametrize("layer", CHANGED)
+def test_a_control_run_changes_nothing_else(layer: Layer) -> None:
+    def described(without: frozenset[Layer]) -> Counter[tuple[Phase, str]]:
+        return Counter((item.phase, item.step.describe()) for item in plan.build_plan(inputs(without)))
+
+    whole, weak = described(frozenset()), described(frozenset({layer}))
+    changed = {text.split()[0] for _, text in (*(whole - weak), *(weak - whole))}
+    assert changed
+    assert changed <= CHANGED[layer]
+    if layer != "caps":  # that one keeps rights by steps of its own
+        order = [(item.phase, item.step.name) for item in plan.build_plan(inputs())]
+        kept = [(item.phase, item.step.name) for item in plan.build_plan(inputs(frozenset({layer})))]
+        assert [step for step in order if step[1] not in CHANGED[layer]] == [
+            step for step in kept if step[1] not in CHANGED[layer]
+        ]
+
+
+def test_a_plan_is_the_same_each_time_and_takes_no_root() -> None:
+    digest = hashlib.sha256(b"".join(wire.encode(plan.build_plan(inputs())))).hexdigest()
+    program = (
+        "import hashlib, os, sys; sys.path.insert(0, sys.argv[1]); os.setuid(65534); import test_plan; "
+        "from sandboxd.jail import plan, wire; "
+        "print(hashlib.sha256(b''.join(wire.encode(plan.build_plan(test_plan.inputs())))).hexdigest())"
+    )
+    folder = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-I", "-c", program, folder], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == (digest, "")
 
 
 def test_files_come_after_their_folders_and_belong_to_the_payload() -> None:
