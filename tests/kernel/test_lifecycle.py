@@ -186,3 +186,15 @@ def test_control_runs_are_refused_for_the_default_instance() -> None:
     refused = subprocess.run(command, capture_output=True, text=True, timeout=30 * SCALE, check=False)
     assert refused.returncode == 125
     assert "refused for the instance 'default'" in refused.stderr
+
+
+def test_a_launcher_told_to_stop_while_it_starts_leaves_nothing(state_root: Path) -> None:
+    name = f"hasty-{os.getpid()}"
+    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", name]
+    environment = {"SANDBOXD_STATE_ROOT": str(state_root), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as hasty:
+        while not (RUN_ROOT / name / "lock").exists():
+            assert hasty.poll() is None
+        hasty.terminate()
+        assert hasty.wait(30 * SCALE) == 0
+    assert not (RUN_ROOT / name).exists()
