@@ -29,8 +29,15 @@ _LOOK_S = 1.0
 @click.argument("names", metavar="[QUESTION]...", nargs=-1, type=click.Choice(questions.NAMES))
 @click.option("--list", "list_only", is_flag=True, help="Print the questions and end.")
 @click.option("--scale", type=click.FloatRange(0.01, 100), default=1.0, help="Times the usual number of repetitions.")
+@click.option(
+    "--wait-quiet",
+    "wait_s",
+    type=click.FloatRange(0, 86_400),
+    default=0.0,
+    help="Before each question, wait so many seconds at most until other programs leave the machine alone.",
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
-def main(names: tuple[str, ...], list_only: bool, scale: float, json_path: Path | None) -> None:
+def main(names: tuple[str, ...], list_only: bool, scale: float, wait_s: float, json_path: Path | None) -> None:
     """Measure sandboxd against bare processes and against the other sandboxes that are installed, as ratios of one run.
 
     \b
@@ -47,13 +54,13 @@ def main(names: tuple[str, ...], list_only: bool, scale: float, json_path: Path 
     with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as folder:
         scratch = Path(folder)
         scratch.chmod(0o711)  # the service user must reach its folder below
-        run = ask(names or questions.NAMES, scratch, console, scale)
+        run = ask(names or questions.NAMES, scratch, console, scale, wait_s)
     report.print_run(console, run)
     console.print(f"written to {write(report.encode(run), json_path)}")
     raise SystemExit(1 if run.failed else 0)
 
 
-def ask(names: tuple[str, ...], scratch: Path, console: Console, scale: float) -> Run:
+def ask(names: tuple[str, ...], scratch: Path, console: Console, scale: float, wait_s: float) -> Run:
     """Every question in turn; one that cannot be measured does not keep the others from it."""
     failed: dict[str, str] = {}
     loads: list[Load] = []
@@ -69,12 +76,17 @@ def ask(names: tuple[str, ...], scratch: Path, console: Console, scale: float) -
             bench.peers = tuple(present)
             for name in names:
                 bench.question = name
-                loads.append(Load(question=name, load_average_1m=os.getloadavg()[0], others_cpus=others_cpus()))
+                before = await_quiet(wait_s)
+                load_average = os.getloadavg()[0]
                 try:
                     questions.load(name).measure(bench)
                 except Exception as error:  # the process edge: said in the table, and the others are still asked
                     failed[name] = f"{type(error).__name__}: {error}"
                     console.print(Text(f"{name} could not be measured: {error}", style="red"))
+                # A second look: what came up meanwhile disturbed it as well.
+                loads.append(
+                    Load(question=name, load_average_1m=load_average, others_cpus=max(before, others_cpus()))
+                )
     version, commit = report.version()
     return Run(
         date=date,
@@ -88,6 +100,14 @@ def ask(names: tuple[str, ...], scratch: Path, console: Console, scale: float) -
         rows=tuple(bench.rows),
         failed=failed,
     )
+
+
+def await_quiet(wait_s: float) -> float:
+    """Cores that others use now; with `wait_s`, once they use hardly any or the time is over."""
+    deadline_s = time.monotonic() + wait_s
+    while (used := others_cpus()) > report.NOISE_CPUS and time.monotonic() < deadline_s:
+        pass  # each look takes a second
+    return used
 
 
 def others_cpus() -> float:

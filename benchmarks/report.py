@@ -54,13 +54,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+NOISE_CPUS = 0.1
+"""More than so many cores used by others, and a question is called noisy."""
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy the machine was with other things just before a question."""
+    """How busy the machine was with other things around a question."""
 
     question: str
     load_average_1m: float
     others_cpus: float
-    """Cores in use during one second in which we did nothing."""
+    """Cores in use while we did nothing: the larger of a second before the question and a second after it."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,10 +131,9 @@ def print_run(console: Console, run: Run) -> None:
     if run.absent:
         console.print(Text("not compared: " + "; ".join(f"{each.name} ({each.reason})" for each in run.absent)))
     for load in run.loads:
-        if load.others_cpus > 0.1:
-            console.print(
-                Text(f"NOISY: before {load.question}, other programs used {load.others_cpus:.2f} cores", style="yellow")
-            )
+        if load.others_cpus > NOISE_CPUS:
+            text = f"NOISY: before or after {load.question}, other programs used {load.others_cpus:.2f} cores"
+            console.print(Text(text, style="yellow"))
     for question, reason in run.failed.items():
         console.print(Text(f"NOT MEASURED  {question}: {reason}", style="bold red"))
     missed = [row for row in run.rows if row.bound is not None and not row.bound.met]

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Asks the questions of benchmarks/ of the copy installed at PREFIX: all of them, or those that are named. Needs root.
-# usage: scripts/bench.sh PREFIX [QUESTION...] [--scale X] [--json FILE] [--list]
+# usage: scripts/bench.sh PREFIX [QUESTION...] [--scale X] [--wait-quiet S] [--json FILE] [--list]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 prefix=$1; shift
