@@ -212,8 +212,8 @@ def test_a_control_run_changes_nothing_else(layer: Layer) -> None:
 def test_a_plan_is_the_same_each_time_and_takes_no_root() -> None:
     digest = hashlib.sha256(b"".join(wire.encode(plan.build_plan(inputs())))).hexdigest()
     program = (
-        "import hashlib, os, sys; sys.path.insert(0, sys.argv[1]); os.setuid(65534); import test_plan; "
-        "from sandboxd.jail import plan, wire; "
+        "import hashlib, os, sys; sys.path.insert(0, sys.argv[1]); import test_plan; "
+        "from sandboxd.jail import plan, wire; os.setuid(65534); "
         "print(hashlib.sha256(b''.join(wire.encode(plan.build_plan(test_plan.inputs())))).hexdigest())"
     )
     folder = str(Path(__file__).parent)
