@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -33,6 +34,9 @@ from sandboxd.spec import JobRequest, Struct
 ATTEMPTS_MAX = 2
 """A job whose worker died is run once more, then it has failed."""
 CATALOGUE_TTL_S = 30
+_FULL = 0.7
+"""No job is accepted above this part of Redis's maxmemory: the rest is for the results of those that were."""
+_ROOM_CHECK_S = 0.5
 _CONNECT_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 5.0
 _CONNECTIONS_MAX = 4096
@@ -124,6 +128,7 @@ class Store:
         self.prefix = prefix
         self.result_ttl_s = result_ttl_s
         self.ended_channel = f"{prefix}:ended"
+        self._next_room_check = 0.0
 
     def _keys(self, job_id: str) -> tuple[str, str]:
         return f"{self.prefix}:job:{job_id}", f"{self.prefix}:input:{job_id}"
@@ -131,6 +136,20 @@ class Store:
     @_typed_errors
     def ping(self) -> None:
         self.client.ping()
+
+    @_typed_errors
+    def check_room(self) -> None:
+        """Raises StoreUnavailable when Redis is so full that results of accepted jobs might find no room any more.
+
+        Looked at every `_ROOM_CHECK_S` seconds. A Redis without `maxmemory` is its operator's to watch.
+        """
+        if time.monotonic() < self._next_room_check:
+            return
+        memory: Any = self.client.info("memory")
+        bound = memory["maxmemory"]
+        if bound and memory["used_memory"] > _FULL * bound:
+            raise StoreUnavailable(f"Redis is nearly full: {memory['used_memory']} of {bound} bytes; results expire")
+        self._next_room_check = time.monotonic() + _ROOM_CHECK_S
 
     # Jobs, seen from the API
 

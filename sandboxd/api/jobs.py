@@ -80,6 +80,7 @@ def _create(body: JobIn, services: Services, wait_s: float) -> JobRecord:
     plan = plan_stages(request, catalogue)
     if services.queue.depth() >= services.settings.queue_max:
         raise problem("queue-full", retry_after_s=5)
+    services.store.check_room()
     record = JobRecord(
         id=secrets.token_hex(_ID_BYTES),
         state="queued",

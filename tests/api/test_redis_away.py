@@ -86,3 +86,14 @@ def test_a_full_redis_is_503_and_no_job_is_half_made(redis: RedisProcess, app: A
     assert services.queue.depth() == 0
     assert not list(services.store.client.scan_iter("*:job:*"))
     assert not list(services.store.client.scan_iter("*:input:*"))
+
+
+def test_a_nearly_full_redis_takes_no_job_so_that_results_find_room(redis: RedisProcess, app: Any) -> None:
+    client, admin = app.test_client(), app.extensions["sandboxd"].store.client
+    used: int = admin.info("memory")["used_memory"]
+    admin.config_set("maxmemory", used * 10 // 8)
+    answer = client.post("/v1/jobs", json=PYTHON, headers=HEADERS)
+    assert (answer.status_code, answer.json["type"]) == (503, "/v1/docs#store-unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    admin.config_set("maxmemory", used * 4)
+    assert client.post("/v1/jobs", json=PYTHON, headers=HEADERS).status_code == 202
