@@ -165,10 +165,15 @@ def test_nothing_of_a_former_job_is_left_for_the_next_in_its_slot(launcher: Laun
     show_slot = "\nprint(open('/proc/self/uid_map').read().split()[1])"
     assert int(launcher.python(PLANT + SEARCH).text) >= 3 * 4096, "inside of one sandbox it is found"
     launcher.await_nothing_left()
-    before = launcher.python(PLANT + show_slot).text
-    launcher.await_nothing_left()
-    count, after = launcher.python(SEARCH + show_slot).text.split()
-    assert (count, after) == ("0", before.strip())
+    for _ in range(50):  # another instance of this host may take the slot in between
+        before = launcher.python(PLANT + show_slot).text.strip()
+        launcher.await_nothing_left()
+        count, after = launcher.python(SEARCH + show_slot).text.split()
+        assert count == "0"
+        if after == before:
+            return
+        launcher.await_nothing_left()
+    pytest.fail("no slot was used twice in a row")
 
 
 def test_a_key_cannot_be_left_for_the_next(launcher: LauncherUnderTest) -> None:
