@@ -63,7 +63,9 @@ def local_launcher(instance: Instance) -> Iterator[LauncherClient]:
 
 def _spawn(private: Instance) -> subprocess.Popen[bytes]:
     """Quiet unless something is wrong; not in our process group, so that Ctrl-C reaches us alone."""
-    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet", "--instance", private.name]
+    # However this process ends, the launcher is told to, and cleans up.
+    lifeline = ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--"]
+    command = [*lifeline, sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet", "--instance", private.name]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": private.state_root}
     for name in ("SANDBOXD_POLICIES", "SANDBOXD_IN_SCOPE"):
         if name in os.environ:

@@ -26,6 +26,7 @@ NOT_EXECUTABLE = (
     errno_names.ELIBBAD,
     errno_names.EINVAL,
     errno_names.EISDIR,
+    errno_names.EIO,
 )
 PROGRAM_EXEC_ERRNOS = frozenset(NOT_FOUND + NOT_EXECUTABLE)
 """What a command's path, its arguments or the bytes of its file can make execve answer; any other errno is ours."""
@@ -41,6 +42,7 @@ _EXEC_REASONS = {
     errno_names.ENAMETOOLONG: "the command's name is too long",
     errno_names.ELIBBAD: "the interpreter that the program names is no program itself",
     errno_names.EINVAL: "the program's file is malformed",
+    errno_names.EIO: "the program's file, or that of its interpreter, is cut short",
     errno_names.EISDIR: "the program, or the interpreter that it names, is a folder",
 }
 

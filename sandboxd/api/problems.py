@@ -81,7 +81,10 @@ KINDS: dict[str, tuple[HTTPStatus, str]] = {
     ),
     "queue-full": (HTTPStatus.SERVICE_UNAVAILABLE, "Too many jobs wait. Retry-After says when to try again."),
     "no-worker": (HTTPStatus.SERVICE_UNAVAILABLE, "No worker offers anything now. Retry-After says when to try again."),
-    "store-unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer. Retry-After says when to try again."),
+    "store-unavailable": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Redis does not answer, or is full. Retry-After says when to try again.",
+    ),
     "internal-error": (HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; its log says why."),
 }
 """Every kind of problem: its status and what it means. Printed by /v1/docs."""

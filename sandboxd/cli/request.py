@@ -54,6 +54,8 @@ def make_request(
     env: tuple[str, ...],
 ) -> JobRequest:
     """The request; stdin is streamed. Raises InputError for what the command line got wrong."""
+    if not file.is_file():  # opening a fifo would wait for its writer
+        raise InputError("file", f"{file} is not a regular file")
     with file.open("rb") as opened:
         content = opened.read(16 * SOURCE_MAX_BYTES + 1)
     if len(content) > 16 * SOURCE_MAX_BYTES:

@@ -18,7 +18,7 @@ from sandboxd.cli.request import COMMAND_SETTINGS, job_options, make_request
 from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import InputError
 from sandboxd.execution import Ended, run_job
-from sandboxd.exit_status import exit_status
+from sandboxd.exit_status import OUR_FAULT_STATUS, exit_status
 from sandboxd.instance import Instance
 from sandboxd.local_launcher import is_running, local_launcher
 from sandboxd.output import KeptOutput
@@ -74,8 +74,11 @@ def command(
             compile_limits=compile_limits,
             env=env,
         )
-        sink = None if as_json else _pass_on
-        ended = run_job(request, catalogue, client, sink=sink, stdin_fd=sys.stdin.fileno(), cancel_fd=cancel_fd)
+        output = _Output(cancel_fd)
+        sink = None if as_json else output.pass_on
+        stdin_fd = sys.stdin.fileno() if sys.stdin is not None else None
+        ended = run_job(request, catalogue, client, sink=sink, stdin_fd=stdin_fd, cancel_fd=cancel_fd)
+    output.report()
     if as_json:
         _print_document(ended, created_at)
     else:
@@ -100,10 +103,33 @@ def _cancelled_by_signals() -> Iterator[int]:
         os.close(fd)
 
 
-def _pass_on(stream: str, chunk: bytes) -> None:
-    output = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
-    output.write(chunk)
-    output.flush()
+class _Output:
+    """Passes the program's output on. When it cannot be written the program is ended: nobody would see the rest."""
+
+    def __init__(self, cancel_fd: int) -> None:
+        self._cancel_fd = cancel_fd
+        self._error: OSError | None = None
+
+    def pass_on(self, stream: str, chunk: bytes) -> None:
+        output = sys.stdout if stream == "stdout" else sys.stderr
+        if output is None or self._error is not None:
+            return
+        try:
+            output.buffer.write(chunk)
+            output.buffer.flush()
+        except OSError as error:
+            self._error = error
+            os.eventfd_write(self._cancel_fd, 1)
+
+    def report(self) -> None:
+        """Ends the command as a program that nobody reads ends, or says what was wrong."""
+        if self._error is None:
+            return
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered cannot be written either
+        if isinstance(self._error, BrokenPipeError):
+            raise SystemExit(128 + signal.SIGPIPE)
+        click.echo(f"sandboxd: the program's output cannot be written: {self._error.strerror}", err=True)
+        raise SystemExit(OUR_FAULT_STATUS)
 
 
 def _print_document(ended: Ended, created_at: str) -> None:

@@ -7,6 +7,7 @@ slot's cgroup is proved empty.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from sandboxd.errors import HostError
@@ -46,8 +47,9 @@ class Slots:
 
     def free(self, number: int) -> None:
         """Gives a slot back. Precondition: no process of it is left."""
-        os.unlink(str(number), dir_fd=self._dir)
         self._held.discard(number)
+        with contextlib.suppress(FileNotFoundError):  # removed by hand: its memory must be given back all the same
+            os.unlink(str(number), dir_fd=self._dir)
 
     def close(self) -> None:
         os.close(self._dir)

@@ -12,7 +12,7 @@ import pytest
 
 from sandboxd.errors import InternalError
 from sandboxd.instance import RUN_ROOT, Instance
-from sandboxd.jail import plan, slots, syscalls, wire
+from sandboxd.jail import plan, slots, sweeper, syscalls, wire
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.cgroup_host import open_cgroups
 from sandboxd.jail.cgroups import Cgroups
@@ -79,6 +79,7 @@ def workshop(tmp_path: Path) -> Iterator[FailingWorkshop]:
     instance = Instance(name=f"faults-{os.getpid()}", state_root=str(tmp_path))
     RUN_ROOT.mkdir(0o755, exist_ok=True)
     instance.run_dir.mkdir(0o755)
+    lock = sweeper.take_lock(instance)  # or the next launcher that starts on this host takes its slots for abandoned
     cgroups: Cgroups = open_cgroups(instance.name)
     made_slots = Slots(instance.name)
     made = FailingWorkshop(
@@ -96,6 +97,7 @@ def workshop(tmp_path: Path) -> Iterator[FailingWorkshop]:
     made_slots.close()
     cgroups.close()
     remove_tree(instance.run_dir)
+    os.close(lock)
     assert not any(parent.exists() for parent in cgroups.parents()), "cgroups are left"
     assert instance.name not in slots.claimed().values(), "slots are left"
 

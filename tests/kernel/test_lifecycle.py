@@ -15,6 +15,7 @@ from jailrig import SCALE, LauncherUnderTest
 
 from sandboxd.errors import LauncherUnavailable
 from sandboxd.instance import RUN_ROOT
+from sandboxd.jail import slots
 from sandboxd.result import Verdict
 from sandboxd.verdict import decide
 
@@ -150,6 +151,17 @@ def test_two_instances_do_not_see_each_other(launcher: LauncherUnderTest, own_la
         own_launcher.start()  # the sweep of one touches nothing of the other
         program.write(b"\n")
         program.await_output(b"on")
+
+
+def test_a_slot_whose_claim_was_removed_by_hand_ends_as_any_other(launcher: LauncherUnderTest) -> None:
+    with launcher.live_python("print('up', flush=True)\ninput()") as program:
+        program.await_output(b"up")
+        for number in launcher.slots():
+            slots.release(number)
+        program.write(b"\n")
+        assert program.wait() is not None
+    launcher.await_nothing_left()
+    assert "callback failed" not in launcher.log.read_text()
 
 
 def test_two_sandboxes_have_different_ids(launcher: LauncherUnderTest) -> None:

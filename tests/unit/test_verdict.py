@@ -84,7 +84,7 @@ ROWS: list[tuple[str, dict[str, Any], Verdict, str]] = [
             V.INTERNAL_ERROR,
             "could not be started",
         )
-        for number in (errno.EPERM, errno.ENOMEM, errno.EIO, errno.ETXTBSY, errno.EAGAIN, errno.ENFILE, errno.EMFILE)
+        for number in (errno.EPERM, errno.ENOMEM, errno.ETXTBSY, errno.EAGAIN, errno.ENFILE, errno.EMFILE)
     ],
     # signalled
     ("SIGSEGV", {"exit_code": None, "signal": signal.SIGSEGV}, V.SIGNALLED, "SIGSEGV: it touched memory"),
