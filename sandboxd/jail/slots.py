@@ -48,8 +48,10 @@ class Slots:
     def free(self, number: int) -> None:
         """Gives a slot back. Precondition: no process of it is left."""
         self._held.discard(number)
-        with contextlib.suppress(FileNotFoundError):  # removed by hand: its memory must be given back all the same
-            os.unlink(str(number), dir_fd=self._dir)
+        # Removed by hand, perhaps claimed by another since: what else the sandbox held must be given back all the same.
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(str(number), dir_fd=self._dir) == self._owner:
+                os.unlink(str(number), dir_fd=self._dir)
 
     def close(self) -> None:
         os.close(self._dir)
