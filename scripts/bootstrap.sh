@@ -12,7 +12,7 @@ command -v apt-get >/dev/null || die "only Debian 12 and Ubuntu 24.04 (or newer)
 
 missing=()
 # libc6-dev has the static libc that the sandbox's PID 1 is linked with; g++ makes C++ a language that the image offers.
-for package in python3 python3-venv gcc g++ libc6-dev libseccomp2 util-linux passwd procps ca-certificates; do
+for package in python3 python3-venv gcc g++ libc6-dev libseccomp2 util-linux passwd procps iproute2 ca-certificates; do
     have_package "$package" || missing+=("$package")
 done
 redis=
