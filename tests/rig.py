@@ -110,10 +110,17 @@ def claim(store: Store, job_id: str, worker_name: str = "w1") -> Claim:
         return store.claimed(pipeline.execute()[0])
 
 
-def finish(store: Store, job_id: str, attempt: int = 1, state: str = "finished", verdict: Verdict = Verdict.OK) -> bool:
+def finish(
+    store: Store,
+    job_id: str,
+    attempt: int = 1,
+    state: str = "finished",
+    verdict: Verdict = Verdict.OK,
+    reason: str = "ended with exit status 0",
+) -> bool:
     result = JobResult(
         verdict=verdict,
-        reason="ended with exit status 0",
+        reason=reason,
         stages=(),
         policy=Digested(name="default", digest="sha256:00"),
         image=Digested(name="host", digest="host-stat:00"),

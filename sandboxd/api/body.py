@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from flask import Request
+from werkzeug.exceptions import ClientDisconnected
 
 from sandboxd.api.problems import field_path, invalid, problem
 from sandboxd.spec import JSON_MAX_DEPTH
@@ -32,7 +33,7 @@ class BoundedRequest(Request):
     """A request whose `get_json` is ours: the OpenAPI library calls it to get the body, and would ignore an error."""
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ANN401  # Flask's signature
-        """The body as an object. Raises Problem: 413, 415, 400 or 422."""
+        """The body as an object. Raises Problem: 408, 413, 415, 400 or 422."""
         # `create_app` lets one byte more through: werkzeug cuts a chunked body at its limit, and says nothing.
         bound = (self.max_content_length or 1) - 1
         if self.mimetype != "application/json":
@@ -41,7 +42,11 @@ class BoundedRequest(Request):
             raise problem("unsupported-media-type", "Content-Encoding must be identity.")
         if self.content_length is not None and self.content_length > bound:
             raise problem("body-too-large", f"The body may have at most {bound} bytes.")
-        body = self.get_data(cache=False)
+        try:
+            body = self.get_data(cache=False)
+        except ClientDisconnected as error:
+            # werkzeug's word for every failure of the connection; a client that is too slow still hears the answer.
+            raise problem("request-timeout" if isinstance(error.__context__, TimeoutError) else "bad-request") from None
         if len(body) > bound:
             raise problem("body-too-large", f"The body may have at most {bound} bytes.")
         return parse(body)
