@@ -9,6 +9,7 @@ seconds, sizes integer bytes.
 from __future__ import annotations
 
 import datetime
+import zlib
 from collections.abc import Sequence
 
 import msgspec
@@ -18,6 +19,8 @@ from sandboxd.policy.units import to_edge
 from sandboxd.result import DeniedSyscall, Isolation, StageOutcome, Verdict
 from sandboxd.spec import NANOSECONDS, Struct
 from sandboxd.verdict import Judgement, signal_name
+
+_DEFLATE_FROM_BYTES = 4096
 
 
 class StageReport(Struct, frozen=True, kw_only=True):
@@ -145,9 +148,16 @@ def encode(document: JobResult | JobDocument) -> bytes:
     return msgspec.json.encode(document)
 
 
-def decode_result(stored: bytes) -> JobResult:
-    """The reverse of `encode` for what a worker stored. Raises msgspec.ValidationError."""
-    return msgspec.json.decode(stored, type=JobResult)
+def pack_result(result: JobResult) -> bytes:
+    """A result as it is stored: JSON, deflated when it is large. Text shrinks to a fifth, floods to nearly nothing."""
+    encoded = msgspec.json.encode(result)
+    return encoded if len(encoded) < _DEFLATE_FROM_BYTES else zlib.compress(encoded, 1)
+
+
+def unpack_result(stored: bytes) -> JobResult:
+    """The reverse of `pack_result`. Raises msgspec.ValidationError."""
+    encoded = stored if stored.startswith(b"{") else zlib.decompress(stored)
+    return msgspec.json.decode(encoded, type=JobResult)
 
 
 def stage_document(stage: StageReport) -> StageDocument:

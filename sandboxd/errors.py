@@ -9,7 +9,8 @@ A program's outcome is a value (`sandboxd.result`), never an exception. What rem
         ├── StepError           a step of a sandbox's plan failed: step, subject, errno
         ├── HostError           the host lacks something sandboxd must have: name and remedy
         ├── LauncherUnavailable no launcher answers, or it went away in the middle of a job
-        ├── StoreUnavailable    Redis does not answer, or refuses to store
+        ├── StoreUnavailable    Redis does not answer
+        │   └── StoreFull       Redis has no room
         └── ProtocolError       a peer sent something that the protocol does not allow
 """
 
@@ -71,7 +72,11 @@ class LauncherUnavailable(InternalError):
 
 
 class StoreUnavailable(InternalError):
-    """Redis does not answer, is still loading, or is out of memory: a client may try again later."""
+    """Redis does not answer, or is still loading: a client may try again later."""
+
+
+class StoreFull(StoreUnavailable):
+    """Redis has no room, or only what the results of accepted jobs need."""
 
 
 class ProtocolError(InternalError):

@@ -28,14 +28,17 @@ from redis.retry import Retry
 
 from sandboxd import transitions
 from sandboxd.catalogue import Catalogue
-from sandboxd.errors import InternalError, StoreUnavailable
+from sandboxd.errors import InternalError, StoreFull, StoreUnavailable
 from sandboxd.spec import JobRequest, Struct
 
 ATTEMPTS_MAX = 2
 """A job whose worker died is run once more, then it has failed."""
 CATALOGUE_TTL_S = 30
-_FULL = 0.7
+ACCEPT_BELOW = 0.6
 """No job is accepted above this part of Redis's maxmemory: the rest is for the results of those that were."""
+RUN_BELOW = 0.8
+"""No job is begun above this part: an accepted job waits in the queue until results expire, rather than lose its own.
+"""
 _ROOM_CHECK_S = 0.5
 _CONNECT_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 5.0
@@ -106,7 +109,7 @@ def redis_errors() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
         raise StoreUnavailable(f"Redis does not answer: {error}") from error
     except redis.exceptions.OutOfMemoryError as error:
-        raise StoreUnavailable("Redis is out of memory") from error
+        raise StoreFull("Redis is out of memory") from error
     except redis.RedisError as error:
         raise InternalError(f"Redis refused a command: {error}") from error
 
@@ -128,6 +131,7 @@ class Store:
         self.prefix = prefix
         self.result_ttl_s = result_ttl_s
         self.ended_channel = f"{prefix}:ended"
+        self._room = (0, 0)
         self._next_room_check = 0.0
 
     def _keys(self, job_id: str) -> tuple[str, str]:
@@ -138,18 +142,21 @@ class Store:
         self.client.ping()
 
     @_typed_errors
-    def check_room(self) -> None:
-        """Raises StoreUnavailable when Redis is so full that results of accepted jobs might find no room any more.
+    def check_room(self, below: float) -> None:
+        """Raises StoreFull when more than that part of Redis's maxmemory is used: `ACCEPT_BELOW` or `RUN_BELOW`.
 
-        Looked at every `_ROOM_CHECK_S` seconds. A Redis without `maxmemory` is its operator's to watch.
+        Asked every `_ROOM_CHECK_S` seconds. A Redis without `maxmemory` is its operator's to watch.
         """
-        if time.monotonic() < self._next_room_check:
-            return
-        memory: Any = self.client.info("memory")
-        bound = memory["maxmemory"]
-        if bound and memory["used_memory"] > _FULL * bound:
-            raise StoreUnavailable(f"Redis is nearly full: {memory['used_memory']} of {bound} bytes; results expire")
-        self._next_room_check = time.monotonic() + _ROOM_CHECK_S
+        if time.monotonic() >= self._next_room_check:
+            memory: Any = self.client.info("memory")
+            self._room = (memory["used_memory"], memory["maxmemory"])
+            self._next_room_check = time.monotonic() + _ROOM_CHECK_S
+        used, bound = self._room
+        if bound and used > below * bound:
+            raise StoreFull(
+                f"{used >> 20} of the {bound >> 20} MiB of Redis are used, and jobs are taken below {below:.0%}: "
+                "results have to expire first"
+            )
 
     # Jobs, seen from the API
 
@@ -284,6 +291,11 @@ class Store:
     def cancel_asked(self, pipeline: Pipeline, job_id: str) -> None:
         """Answers b"1" when a running job's end was asked for: the second line behind the message to its worker."""
         pipeline.hget(self._keys(job_id)[0], "cancel")
+
+    @_typed_errors
+    def drop_input(self, job_id: str) -> None:
+        """Delete the input of a job that will not be run again."""
+        self.client.delete(self._keys(job_id)[1])
 
     # What launchers offer
 

@@ -127,7 +127,7 @@ def finish(
         isolation=None,
     )
     with store.client.pipeline() as pipeline:
-        store.finish(pipeline, job_id, attempt=attempt, state=state, result=document.encode(result), now=NOW)
+        store.finish(pipeline, job_id, attempt=attempt, state=state, result=document.pack_result(result), now=NOW)
         return bool(pipeline.execute()[0])
 
 

@@ -102,7 +102,7 @@ def _lost_result(store: Store, job_id: str) -> bytes:
         image=Digested(name=record.image if record else ""),
         isolation=None,
     )
-    return document.encode(result)
+    return document.pack_result(result)
 
 
 def _take_back_stuck(jobs: JobQueue, *, after_s: float) -> None:

@@ -34,11 +34,11 @@ from rq.worker import WorkerStatus
 
 from sandboxd import document
 from sandboxd.document import now_rfc3339
-from sandboxd.errors import InternalError, StoreUnavailable
-from sandboxd.execution import Ended
+from sandboxd.errors import InternalError, StoreFull, StoreUnavailable
+from sandboxd.execution import Ended, no_result
 from sandboxd.queue import ALLOWED_FUNCTION, JobQueue
 from sandboxd.result import Verdict
-from sandboxd.store import Claim, redis_errors
+from sandboxd.store import RUN_BELOW, Claim, redis_errors
 from workers.bury import recover
 from workers.launcher import Launcher
 from workers.lean import HEARTBEAT_S, LeanWorker
@@ -52,6 +52,8 @@ LAUNCHER_TIMEOUT_S = 15.0
 """How long a job waits for a launcher that went away; it is started anew by the supervisor."""
 STORE_TIMEOUT_S = 20.0
 """How long a result waits for Redis to come back."""
+ROOM_TIMEOUT_S = 5.0
+"""How long a result waits for room in a full Redis: others that are just being stored take twice their size."""
 _RETRY_S = 0.2
 
 
@@ -163,27 +165,32 @@ class SandboxWorker(LeanWorker):
 
     def _finish(self, job: Job, execution: Execution, attempt: int, ended: Ended) -> None:
         """Store the result, publish the end, and delete all that RQ recorded: one transaction."""
-        judgement = ended.judgement
-        state = "finished"
-        if judgement is None:
-            state = "cancelled"
-        elif judgement.verdict is Verdict.INTERNAL_ERROR:
-            state = "failed"
-        result = document.job_result(
-            verdict=None if judgement is None else judgement.verdict,
-            reason="cancelled while it ran" if judgement is None else judgement.reason,
-            stages=ended.stages,
-            policy=ended.policy,
-            image=ended.image,
-        )
-        stored = self._store_end(job, execution, attempt, state, document.encode(result))
+        try:
+            stored = self._store_end(job, execution, attempt, ended, ROOM_TIMEOUT_S)
+        except StoreFull as error:
+            # Run once more it would find no room either. Its input makes some for the word of its end.
+            log.error("a result found no room", job=job.id, error=str(error))
+            ended = no_result(ended.policy.name, ended.image.name, f"there was no room for the result: {error}")
+            self._jobs.store.drop_input(job.id)
+            stored = self._store_end(job, execution, attempt, ended, STORE_TIMEOUT_S)
         if not stored:
             log.warning("a result came too late: the job is another worker's", job=job.id)
-        log.info("job", job=job.id, state=state, verdict=judgement and judgement.verdict)
+        judgement = ended.judgement
+        log.info("job", job=job.id, state=_state(ended), verdict=judgement and judgement.verdict)
 
-    def _store_end(self, job: Job, execution: Execution, attempt: int, state: str, result: bytes) -> bool:
-        """Whether the result was stored. Redis may be away for a while: a result is worth waiting for."""
-        deadline = time.monotonic() + STORE_TIMEOUT_S
+    def _store_end(self, job: Job, execution: Execution, attempt: int, ended: Ended, room_timeout_s: float) -> bool:
+        """Whether the result was stored. Redis may be away or full for a while: a result is worth waiting for."""
+        judgement = ended.judgement
+        result = document.pack_result(
+            document.job_result(
+                verdict=None if judgement is None else judgement.verdict,
+                reason="cancelled while it ran" if judgement is None else judgement.reason,
+                stages=ended.stages,
+                policy=ended.policy,
+                image=ended.image,
+            )
+        )
+        begin = time.monotonic()
         while True:
             try:
                 with self._jobs.transaction() as pipeline:
@@ -191,7 +198,7 @@ class SandboxWorker(LeanWorker):
                         pipeline,
                         job.id,
                         attempt=attempt,
-                        state=state,
+                        state=_state(ended),
                         result=result,
                         now=now_rfc3339(),
                         also_delete=(job.key, job.execution_registry.key),
@@ -199,9 +206,10 @@ class SandboxWorker(LeanWorker):
                     self._end_execution(job, execution, pipeline)
                     return bool(pipeline.execute()[0])
             except StoreUnavailable as error:
-                if time.monotonic() > deadline:
+                timeout_s = room_timeout_s if isinstance(error, StoreFull) else STORE_TIMEOUT_S
+                if time.monotonic() - begin > timeout_s:
                     raise
-                log.warning("the result waits for Redis", job=job.id, error=str(error))
+                log.warning("the result waits for Redis", job=job.id, result_bytes=len(result), error=str(error))
                 time.sleep(_RETRY_S)
 
     def _drop(self, job: Job, execution: Execution, state: str) -> None:
@@ -251,7 +259,7 @@ class SandboxWorker(LeanWorker):
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ leaves it untyped, starting as None
         try:
             if not self._renew_offer():
-                self.await_readiness()
+                self._await_launcher(self._idle)
                 self._renew_offer()
             recover(self._jobs)
             with redis_errors():
@@ -260,8 +268,30 @@ class SandboxWorker(LeanWorker):
             log.warning("maintenance failed, and is tried again", error=str(error))
 
     def await_readiness(self) -> None:
-        """A worker without a launcher takes no job: another host's worker could run it."""
+        """A worker without a launcher takes no job: another host's worker could run it. Nor does one whose result might
+        find no room.
+        """
         self._await_launcher(self._idle)
+        self._await_room()
+
+    def _await_room(self) -> None:
+        full = False
+        while True:
+            try:
+                self._jobs.store.check_room(RUN_BELOW)
+            except StoreFull as error:
+                if not full:
+                    log.warning("no job is begun", error=str(error))
+                full = True
+            except StoreUnavailable:
+                return  # RQ waits for it
+            else:
+                return
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()
+            with contextlib.suppress(StoreUnavailable), redis_errors():
+                self._idle()
+            time.sleep(_RETRY_S)
 
     def _idle(self) -> None:
         """While there is no job: a sign of life, and the end if it was asked for."""
@@ -307,3 +337,10 @@ class SandboxWorker(LeanWorker):
             return
         self._cold = True
         os.eventfd_write(self._cancel_fd, 1)
+
+
+def _state(ended: Ended) -> str:
+    """The state in which a job ends."""
+    if ended.judgement is None:
+        return "cancelled"
+    return "failed" if ended.judgement.verdict is Verdict.INTERNAL_ERROR else "finished"

@@ -20,7 +20,7 @@ from sandboxd.api.schemas import JobIn, JobPath, NoQuery, WaitQuery, to_job
 from sandboxd.api.services import Services
 from sandboxd.document import Digested, JobResult, now_rfc3339
 from sandboxd.languages import plan_stages
-from sandboxd.store import JobRecord
+from sandboxd.store import ACCEPT_BELOW, JobRecord
 
 log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ def _create(body: JobIn, services: Services, wait_s: float) -> JobRecord:
     plan = plan_stages(request, catalogue)
     if services.queue.depth() >= services.settings.queue_max:
         raise problem("queue-full", retry_after_s=5)
-    services.store.check_room()
+    services.store.check_room(ACCEPT_BELOW)
     record = JobRecord(
         id=secrets.token_hex(_ID_BYTES),
         state="queued",
@@ -145,7 +145,7 @@ def _cancel(job_id: str, services: Services) -> JobRecord:
 
 def _answer(record: JobRecord, status: int) -> Response:
     result = (
-        document.decode_result(record.result)
+        document.unpack_result(record.result)
         if record.result
         else JobResult(
             verdict=None,

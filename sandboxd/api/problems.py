@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from sandboxd.bounds import printable
-from sandboxd.errors import InputError, InternalError, StoreUnavailable
+from sandboxd.errors import InputError, InternalError, StoreFull, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -90,7 +90,11 @@ KINDS: dict[str, tuple[HTTPStatus, str]] = {
     "no-worker": (HTTPStatus.SERVICE_UNAVAILABLE, "No worker offers anything now. Retry-After says when to try again."),
     "store-unavailable": (
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Redis does not answer, or is full. Retry-After says when to try again.",
+        "Redis does not answer. Retry-After says when to try again.",
+    ),
+    "store-full": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "There is no room for more results until old ones expire. Retry-After says when to try again.",
     ),
     "internal-error": (HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; its log says why."),
 }
@@ -188,6 +192,11 @@ def register(app: Flask) -> None:
     def _(error: StoreUnavailable) -> Response:
         log.warning("store unavailable", error=str(error))
         return problem("store-unavailable", retry_after_s=2).response()
+
+    @app.errorhandler(StoreFull)
+    def _(error: StoreFull) -> Response:
+        log.warning("store full", error=str(error))
+        return problem("store-full", str(error), retry_after_s=30).response()
 
     @app.errorhandler(InternalError)
     def _(error: InternalError) -> Response:

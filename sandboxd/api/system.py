@@ -16,6 +16,7 @@ from sandboxd.api.schemas import NoQuery
 from sandboxd.api.services import Services
 from sandboxd.catalogue import Language, PolicyInfo
 from sandboxd.policy.units import edge_name, edge_value, to_edge
+from sandboxd.store import ACCEPT_BELOW
 
 
 def blueprint(services: Services) -> APIBlueprint:
@@ -53,8 +54,9 @@ def blueprint(services: Services) -> APIBlueprint:
 
     @api.get("/ready", tags=state, summary="Ready", responses={200: answers.Health, **problems(403, 503)})
     def get_ready() -> Response:
-        """Redis answers, and a worker said within the last half minute what its launcher offers."""
+        """Redis answers and has room, and a worker said within the last half minute what its launcher offers."""
         services.store.ping()
+        services.store.check_room(ACCEPT_BELOW)
         services.catalogue()
         return _json({"status": "ok"})
 

@@ -84,7 +84,7 @@ def test_a_full_redis_is_503_and_no_job_is_half_made(redis: RedisProcess, app: A
     client, services = app.test_client(), app.extensions["sandboxd"]
     services.store.client.config_set("maxmemory", "1")
     answer = client.post("/v1/jobs", json=PYTHON, headers=HEADERS)
-    assert (answer.status_code, answer.json["type"]) == (503, "/v1/docs#store-unavailable")
+    assert (answer.status_code, answer.json["type"]) == (503, "/v1/docs#store-full")
     services.store.client.config_set("maxmemory", "0")
     assert services.queue.depth() == 0
     assert not list(services.store.client.scan_iter("*:job:*"))
@@ -96,7 +96,10 @@ def test_a_nearly_full_redis_takes_no_job_so_that_results_find_room(redis: Redis
     used: int = admin.info("memory")["used_memory"]
     admin.config_set("maxmemory", used * 10 // 8)
     answer = client.post("/v1/jobs", json=PYTHON, headers=HEADERS)
-    assert (answer.status_code, answer.json["type"]) == (503, "/v1/docs#store-unavailable")
+    assert (answer.status_code, answer.json["type"]) == (503, "/v1/docs#store-full")
     assert int(answer.headers["Retry-After"]) > 0
+    assert "below 60%" in answer.json["detail"]
+    assert client.get("/v1/ready").json["type"] == "/v1/docs#store-full"
     admin.config_set("maxmemory", used * 4)
-    assert client.post("/v1/jobs", json=PYTHON, headers=HEADERS).status_code == 202
+    wait_until(lambda: client.post("/v1/jobs", json=PYTHON, headers=HEADERS).status_code == 202, 5)
+    assert client.get("/v1/ready").status_code == 200

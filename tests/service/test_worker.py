@@ -191,6 +191,12 @@ def test_a_stored_result_is_small_and_rq_keeps_nothing(service: Service) -> None
     assert sum(service.store.client.memory_usage(key, samples=0) or 0 for key in added) <= 8192
 
 
+def test_a_large_result_is_stored_small(service: Service) -> None:
+    job = service.python("print('y\\n' * 500_000)")
+    assert run_stage(job)["stdout"] == "y\n" * 500_000 + "\n"
+    assert (service.store.client.memory_usage(f"{service.settings.prefix}:job:{job['id']}", samples=0) or 0) < 16_384
+
+
 def test_a_job_takes_few_commands(service: Service) -> None:
     def calls() -> dict[str, int]:
         stats = service.store.client.info("commandstats")

@@ -367,6 +367,65 @@ def test_a_result_waits_for_redis_to_come_back(service: Service) -> None:
     assert (job["state"], job["verdict"], job["stages"][0]["stdout"]) == ("finished", "ok", "kept\n")
 
 
+@pytest.fixture
+def room(service: Service) -> Iterator[Callable[[float], None]]:
+    """Sets Redis's maxmemory, as a multiple of what it uses now (16 MiB and a little); none afterwards."""
+    # In small pieces: the buffers that a large one needs are given back some time later.
+    ballast = [f"ballast:{number}" for number in range(256)]
+    for name in ballast:
+        service.store.client.set(name, bytes(65_536))
+
+    def set_room(factor: float) -> None:
+        used = service.store.client.info("memory")["used_memory"]
+        service.store.client.config_set("maxmemory", int(used * factor))
+
+    yield set_room
+    service.store.client.config_set("maxmemory", 0)
+    service.store.client.delete(*ballast)
+
+
+def test_an_accepted_job_waits_until_there_is_room_for_its_result(
+    service: Service, room: Callable[[float], None]
+) -> None:
+    room(1.0 / 0.9)
+    time.sleep(1)
+    records = [
+        JobRecord(id=f"{number:032x}", state="queued", owner="me", policy="default", image="host", created_at=NOW)
+        for number in range(3)
+    ]
+    for record in records:
+        service.queue.submit(record, PRINTS)
+    # The worker stood at the queue already; before it asks for the next one it looks.
+    service.await_state(records[0].id, "finished")
+    wait_until(lambda: "no job is begun" in service.logs(), 10 * SCALE)
+    time.sleep(1)
+    assert service.queue.depth() == 2
+    room(10.0)
+    for record in records:
+        assert b'"verdict":"ok"' in service.await_state(record.id, "finished").result
+
+
+def test_a_result_that_finds_no_room_is_told_and_not_tried_again(
+    service: Service, room: Callable[[float], None]
+) -> None:
+    job_id = running(
+        service,
+        "import os, time; time.sleep(1); os.write(1, os.urandom(15_000_000)) and None",
+        limits={"output_bytes": 16 << 20},
+    )
+    room(1.6)
+    job = service.get(job_id)
+    assert (job["state"], job["verdict"]) == ("failed", "internal_error")
+    assert "no room for the result" in job["reason"]
+    record = service.store.job(job_id)
+    assert record is not None
+    assert record.attempt == 1
+    room(10.0)
+    time.sleep(1)
+    # The worker lives on.
+    assert service.python("print(1)")["verdict"] == "ok"
+
+
 # Strangers in the queue
 
 
