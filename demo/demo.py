@@ -28,6 +28,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sandboxd.instance import RUN_ROOT
+from sandboxd.jail.slots import SLOTS_DIR
+from sandboxd.jail.sweeper import host_lock
+
 PROGRAMS = Path(__file__).parent / "programs"
 INSTANCE = f"demo-{os.getpid()}"
 PREFIX = ("/usr/bin/setpriv", "--pdeathsig=TERM", "--")
@@ -210,11 +214,10 @@ def leftovers() -> list[str]:
         for name in names
         if INSTANCE in name
     ]
-    run_root = Path("/run/sandboxd")
-    found += [f"run folder {path}" for path in run_root.glob("*") if INSTANCE in path.name]
-    for slot in run_root.glob("slots/*"):
+    found += [f"run folder {path}" for path in RUN_ROOT.glob("*") if INSTANCE in path.name]
+    for slot in SLOTS_DIR.glob("*"):
         with contextlib.suppress(OSError):
-            if INSTANCE in slot.read_text():
+            if INSTANCE in os.readlink(slot):
                 found.append(f"uid slot {slot}")
     return found
 
@@ -231,13 +234,22 @@ def run_cases(console: Console, state_root: Path) -> list[tuple[Case, dict[str, 
     return list(zip(CASES, jobs, strict=True))
 
 
+def remove_run_root() -> None:
+    """What every instance of this host shares; it stays when another instance has come meanwhile."""
+    with host_lock():
+        if {path.name for path in RUN_ROOT.iterdir()} == {".lock", "slots"} and not any(SLOTS_DIR.iterdir()):
+            SLOTS_DIR.rmdir()
+            (RUN_ROOT / ".lock").unlink()
+            RUN_ROOT.rmdir()
+
+
 def main() -> int:
     """Run the demonstration; its exit status."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if os.geteuid() != 0:
         console.print("demo: the launcher needs root: make demo asks sudo for it")
         return os.EX_NOPERM
-    run_root_existed = Path("/run/sandboxd").exists()
+    run_root_existed = RUN_ROOT.exists()
     state_root = Path(tempfile.mkdtemp(prefix="sandboxd-demo-"))
     state_root.chmod(0o711)  # the service user must reach its folder below
     try:
@@ -245,9 +257,7 @@ def main() -> int:
     finally:
         shutil.rmtree(state_root)
         if not run_root_existed:
-            for folder in (Path("/run/sandboxd/slots"), Path("/run/sandboxd")):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            remove_run_root()
     console.print(table_of(results))
     spy = results[-1][1].get("stages", [])
     if spy:

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from sandboxd import spec
 from sandboxd.errors import InputError
-from sandboxd.instance import DEFAULT_INSTANCE, STATE_ROOT, Instance
+from sandboxd.instance import DEFAULT_INSTANCE, PRIVATE_PREFIX, STATE_ROOT, Instance
 
 CONFIG_PATH = Path("/etc/sandboxd/sandboxd.toml")
 
@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Settings:
         Instance(name=self.instance)
+        if self.instance.startswith(PRIVATE_PREFIX):
+            raise InputError("instance", f"names with {PRIVATE_PREFIX!r} belong to `sandboxd run`, and are swept")
         if self.no_auth and not self.is_local:
             raise InputError("no_auth", f"is allowed on a loopback address alone, and host is {self.host!r}")
         named = os.environ.get("SANDBOXD_CONFIG")

@@ -9,7 +9,9 @@ from sandboxd.result import Verdict
 LIMIT_STATUS = 124
 """A limit ended the program, as with timeout(1)."""
 OUR_FAULT_STATUS = 125
-"""sandboxd itself failed, or was called wrongly: the program did not run to an end that means anything."""
+"""sandboxd itself failed: the program did not run to an end that means anything."""
+USAGE_STATUS = 2
+"""The command line, or what a server was sent, is wrong: as click ends for its own part of it."""
 CANCELLED_STATUS = 130
 """The job was cancelled, as by Ctrl-C."""
 

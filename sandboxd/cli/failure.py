@@ -1,4 +1,4 @@
-"""How a command ends when sandboxd, not a program, failed: one line on standard error and status 125."""
+"""How a command ends when its caller (status 2) or sandboxd (125) failed, not a program: one line on standard error."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import ParamSpec
 
 import click
 
-from sandboxd.errors import SandboxdError
-from sandboxd.exit_status import OUR_FAULT_STATUS
+from sandboxd.errors import InputError, SandboxdError
+from sandboxd.exit_status import OUR_FAULT_STATUS, USAGE_STATUS
 
 P = ParamSpec("P")
 
@@ -23,6 +23,6 @@ def reported(function: Callable[P, None]) -> Callable[P, None]:
             function(*args, **kwargs)
         except SandboxdError as error:
             click.echo(f"sandboxd: {error}", err=True)
-            raise SystemExit(OUR_FAULT_STATUS) from None
+            raise SystemExit(USAGE_STATUS if isinstance(error, InputError) else OUR_FAULT_STATUS) from None
 
     return wrapper

@@ -14,7 +14,7 @@ from sandboxd.guess import guess_language
 from sandboxd.policy.units import parse_assignments
 from sandboxd.spec import SOURCE_MAX_BYTES, InputFile, JobRequest
 
-COMMAND_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+COMMAND_SETTINGS = {"allow_interspersed_args": False}
 """What follows FILE belongs to the program."""
 
 F = TypeVar("F", bound=Callable[..., Any])

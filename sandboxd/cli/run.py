@@ -52,7 +52,7 @@ def command(
     Uses the instance's running launcher, else starts one for this run alone (root).
 
     \b
-    128 + N: signal N ended it.  124: a limit did.  125: the fault is ours.
+    128 + N: signal N ended it.  124: a limit did.  125: the fault is ours.  2: it is the command line's.
     Example:  echo 3 4 | sudo sandboxd run --limit cpu_time_s=2 --limit memory_bytes=64M sum.py
     """
     where = Instance.from_environment(instance)
@@ -89,11 +89,11 @@ def command(
 
 @contextlib.contextmanager
 def _cancelled_by_signals() -> Iterator[int]:
-    """A descriptor that becomes readable on Ctrl-C or SIGTERM: the sandbox is then ended, not this process."""
+    """A descriptor that becomes readable on Ctrl-C, SIGTERM or SIGHUP: the sandbox is then ended, not this process."""
     fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     before = {
         number: signal.signal(number, lambda _number, _frame: os.eventfd_write(fd, 1))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         yield fd

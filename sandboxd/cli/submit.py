@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import click
 import httpx
 
+from sandboxd.cli.request import COMMAND_SETTINGS
 from sandboxd.errors import InputError
-from sandboxd.exit_status import CANCELLED_STATUS, OUR_FAULT_STATUS, exit_status
+from sandboxd.exit_status import CANCELLED_STATUS, OUR_FAULT_STATUS, USAGE_STATUS, exit_status
 from sandboxd.guess import guess_language
 from sandboxd.instance import Instance
 from sandboxd.policy.units import edge_name, edge_value, parse_assignments
@@ -29,7 +30,7 @@ _QUIET = (Verdict.OK, Verdict.RUNTIME_ERROR)
 _MARGIN_S = 15.0
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings=COMMAND_SETTINGS)
 @click.option("--language", help="A name from GET /v1/languages.  [default: from the file's name]")
 @click.option("--policy", help="What the program may do.  [default: default]")
 @click.option("--image", help="What the program runs in.  [default: the policy's]")
@@ -61,7 +62,7 @@ def command(
     """Run FILE on a server, print what it prints, and exit with its status.
 
     \b
-    128 + N: signal N ended it.  124: a limit did.  125: the fault is ours.
+    128 + N: signal N ended it.  124: a limit did.  125: the fault is ours.  2: it is the command line's.
     Ctrl-C cancels the job.
     Example:  sandboxd submit --limit cpu_time_s=2 hello.py world
     """
@@ -160,7 +161,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
         lines = [f"{response.status_code} {response.reason_phrase}"]
     if response.status_code == httpx.codes.UNAUTHORIZED:
         lines.append("set SANDBOXD_TOKEN to what `sudo sandboxd token show` prints on the server")
-    _fail("; ".join(lines))
+    _fail("; ".join(lines), USAGE_STATUS if response.is_client_error else OUR_FAULT_STATUS)
 
 
 def _print(job: dict[str, Any]) -> None:
@@ -196,6 +197,6 @@ def _status(job: dict[str, Any]) -> int:
     return exit_status(verdict, last["exit_code"], last["signal"])
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = OUR_FAULT_STATUS) -> NoReturn:
     click.echo(f"sandboxd: {message}", err=True)
-    raise SystemExit(OUR_FAULT_STATUS)
+    raise SystemExit(status)

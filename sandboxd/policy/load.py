@@ -17,7 +17,7 @@ from sandboxd.errors import InputError, PolicyError
 from sandboxd.policy import seccomp
 from sandboxd.policy.merge import check_ceilings
 from sandboxd.policy.model import NETWORKS, Network, Policy
-from sandboxd.policy.units import EDGE_NAMES, at_most, describe, edge_name, from_edge
+from sandboxd.policy.units import EDGE_NAMES, at_most, check_range, describe, edge_name, from_edge
 from sandboxd.spec import LIMIT_NAMES, Limits, Struct
 
 BASE = "base"
@@ -148,6 +148,8 @@ def _limits(
     """One table of limits, complete; notes in `provenance` what this file said."""
     try:
         values = from_edge(written, part)
+        for name, value in values.items():
+            check_range(name, value, f"{part}.{edge_name(name)}")
     except InputError as error:
         raise PolicyError(f"{source}: {error.field}", error.message) from error
     for edge in written:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sandboxd.catalogue import PolicyInfo
 from sandboxd.errors import InputError
 from sandboxd.policy.model import Policy
-from sandboxd.policy.units import at_most, check_range, describe_bytes, edge_name, from_edge, to_edge
+from sandboxd.policy.units import at_most, check_smallest, describe_bytes, edge_name, from_edge, to_edge
 from sandboxd.spec import LIMIT_NAMES, Limits
 
 __all__ = ["check_ceilings", "effective_limits", "from_edge", "to_edge"]
@@ -58,7 +58,7 @@ def check_ceilings(limits: Limits, policy: Policy | PolicyInfo, field: str = "li
         value: int = getattr(limits, name)
         ceiling: int = getattr(policy.ceilings, name)
         where = f"{field}.{edge_name(name)}"
-        check_range(name, value, where)
+        check_smallest(name, value, where)
         if value > ceiling:
             raise InputError(where, f"{at_most(name, ceiling)}, the ceiling of policy {policy.name!r}")
     if limits.disk_bytes > limits.memory_bytes // 2:

@@ -79,8 +79,10 @@ def to_edge(limits: Limits) -> dict[str, float | int]:
 def from_edge(values: Mapping[str, object], field: str = "limits") -> dict[str, int]:
     """Limits in edge names and units -> internal names and units. Only what is there; ceilings are not looked at.
 
+    A value that is too large for `Limits` becomes one that is just too large: every ceiling is below, and names itself.
+
     Raises:
-        InputError: unknown name, or not a number, NaN, infinite, below `SMALLEST` or above what fits.
+        InputError: unknown name, or not a number, NaN, infinite, or below `SMALLEST`.
     """
     internal: dict[str, int] = {}
     for edge, value in values.items():
@@ -97,29 +99,31 @@ def _from_edge(name: str, value: object, field: str) -> int:
     # Compared before it is converted: 10**400 is no float, and NaN compares with nothing.
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(field, "must be a finite number")
-    if name.endswith("_ns"):
-        largest_s = _LARGEST["_ns"] // NANOSECONDS
-        if abs(value) > largest_s:
-            bound = "at most" if value > 0 else "at least"
-            raise InputError(field, f"must be {bound} {largest_s if value > 0 else edge_value(name, SMALLEST[name]):g}")
-        number = round(value * NANOSECONDS)
-    elif isinstance(value, float):
+    if isinstance(value, float) and not name.endswith("_ns"):
         raise InputError(field, "must be an integer")
-    else:
-        number = value
-    check_range(name, number, field)
+    scale = NANOSECONDS if name.endswith("_ns") else 1
+    number = round(min(max(value, -1), _largest(name) // scale + 1) * scale)
+    check_smallest(name, number, field)
     return number
 
 
-def check_range(name: str, number: int, field: str) -> None:
-    """Raises InputError when the internal value is outside of what any policy could allow."""
-    largest = next((bound for unit, bound in _LARGEST.items() if name.endswith(unit)), _LARGEST_COUNT)
+def check_smallest(name: str, number: int, field: str) -> None:
+    """Raises InputError when the internal value is below what makes sense."""
     if number < SMALLEST[name]:
         raise InputError(
             field, f"must be at least {edge_value(name, SMALLEST[name]):.10g}{_readable(name, SMALLEST[name])}"
         )
-    if number > largest:
-        raise InputError(field, f"must be at most {edge_value(name, largest):.20g}")
+
+
+def check_range(name: str, number: int, field: str) -> None:
+    """Raises InputError when the internal value is outside of what any policy could allow."""
+    check_smallest(name, number, field)
+    if number > _largest(name):
+        raise InputError(field, f"must be at most {edge_value(name, _largest(name)):.20g}")
+
+
+def _largest(name: str) -> int:
+    return next((bound for unit, bound in _LARGEST.items() if name.endswith(unit)), _LARGEST_COUNT)
 
 
 def _readable(name: str, value: int) -> str:

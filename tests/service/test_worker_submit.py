@@ -121,18 +121,18 @@ def test_a_language_can_be_named(submit: Submitter) -> None:
         (("--language", "cobol"), b"unknown language"),
     ],
 )
-def test_what_the_server_refuses_is_told_with_status_125(
+def test_what_the_server_refuses_is_told_with_status_2(
     submit: Submitter, arguments: tuple[str, ...], words: bytes
 ) -> None:
     done = submit(*arguments, submit.file("x.py", "print(1)"))
-    assert done.returncode == 125
+    assert done.returncode == 2
     assert words in done.stderr
 
 
 def test_a_wrong_token_and_a_server_that_is_not_there_are_told(submit: Submitter) -> None:
     program = submit.file("x.py", "print(1)")
     done = submit(program, SANDBOXD_TOKEN="wrong")
-    assert (done.returncode, done.stdout) == (125, b"")
+    assert (done.returncode, done.stdout) == (2, b"")
     assert b"SANDBOXD_TOKEN" in done.stderr
     done = submit(program, SANDBOXD_URL="http://127.0.0.1:1")
     assert done.returncode == 125

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sandboxd.errors import InputError
 from sandboxd.policy.load import load_policies, policy_folder
 from sandboxd.policy.merge import check_ceilings, effective_limits
-from sandboxd.policy.units import SMALLEST
+from sandboxd.policy.units import SMALLEST, from_edge
 from sandboxd.spec import LIMIT_NAMES, MIB, NANOSECONDS
 
 POLICIES = load_policies(policy_folder())
@@ -33,8 +33,9 @@ def test_a_language_default_above_the_ceiling_is_lowered_to_it() -> None:
 
 
 def test_a_request_above_the_ceiling_names_field_bound_and_policy() -> None:
-    with pytest.raises(InputError) as caught:
-        effective_limits(DEFAULT, {}, {"cpu_time_ns": 61 * NANOSECONDS})
+    for value in (61 * NANOSECONDS, *from_edge({"cpu_time_s": 1e300}).values()):
+        with pytest.raises(InputError) as caught:
+            effective_limits(DEFAULT, {}, {"cpu_time_ns": value})
     assert caught.value.field == "limits.cpu_time_s"
     assert caught.value.message == "must be at most 60, the ceiling of policy 'default'"
 
