@@ -95,7 +95,7 @@ def serving(service: Service, worker_class: str) -> Iterator[Target]:
     python = [sys.executable, "-I", "-c", _SERVER, str(target.port), worker_class, str(THREADS)]
     with (service.folder / "api.log").open("ab") as log:
         process = subprocess.Popen(
-            [*prefix, *python], env=service.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [*prefix, *python], env=service.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         wait_until(lambda: process.poll() is not None or target.answers(START_S), START_S)

@@ -285,7 +285,8 @@ def test_a_killed_sandbox_is_our_fault_and_the_job_is_run_again(service: Service
     job_id = running(service, SHORT)
     wait_until(payload_sleeps(launcher), 10)
     for pid in launcher.sandbox_pids():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # died with its init
+            os.kill(pid, signal.SIGKILL)
     job = service.get(job_id)
     record = service.store.job(job_id)
     assert record is not None
