@@ -98,6 +98,11 @@ class StageSpec(Struct, frozen=True, kw_only=True):
     """Glob patterns, relative to the working directory, of the regular files to hand back when the sandbox is dead."""
 
 
+def without_contents(stage: StageSpec) -> StageSpec:
+    """What is still to be known of a stage once its files and its stdin were handed over."""
+    return msgspec.structs.replace(stage, files=(), stdin=None if stage.stdin is None else b"")
+
+
 class JobRequest(Struct, frozen=True, kw_only=True):
     """A client's job after validation, in internal units: what the API stores, the worker reads and `sandboxd run`
     builds."""

@@ -17,7 +17,7 @@ from sandboxd.jail.protocol import BUFFERED_BYTES, COUNT, STDIN_WINDOW_BYTES, Fr
 from sandboxd.jail.sandbox import Sandbox, State
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
-from sandboxd.spec import MIB, InputFile, StageSpec
+from sandboxd.spec import MIB, InputFile, StageSpec, without_contents
 
 log = structlog.get_logger()
 
@@ -147,8 +147,10 @@ class Connection:
     def on_ready(self) -> None:
         if self._sandbox is not None and self._stage is not None:
             self._sandbox.give(self._stage)
-            if self._stage is not None and self._stage.stdin is None:
-                self._feed_stdin()
+            if self._stage is not None:  # it did not end at once
+                if self._stage.stdin is None:
+                    self._feed_stdin()
+                self._stage = without_contents(self._stage)
 
     def on_stdin_taken(self, count: int) -> None:
         if self._stage is not None and count:

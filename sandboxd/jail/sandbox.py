@@ -41,7 +41,7 @@ from sandboxd.jail.streams import Stream, Streams
 from sandboxd.jail.wire import Phase
 from sandboxd.jail.workshop import Workshop
 from sandboxd.result import Ending, Facts, Failure, failure_of, no_facts
-from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec
+from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec, without_contents
 from sandboxd.verdict import PROGRAM_EXEC_ERRNOS
 
 log = structlog.get_logger()
@@ -269,6 +269,8 @@ class Sandbox:
 
     def _on_started(self, report: Report) -> None:
         self._started = report
+        if self._stage is not None:  # what was sent lies in the sandbox now: here it would only take memory
+            self._stage = without_contents(self._stage)
         if report.fd is not None:
             self._denied = DeniedCalls(report.fd, self._workshop.filter_program(self._inputs.policy))
         if self.state is State.RUNNING:
@@ -459,6 +461,8 @@ class Sandbox:
         """Lets PID 1 go (end of file on its control socket); when it is reaped the cgroup and the slot follow."""
         if self._streams is not None:
             self._streams.close()
+        # Sandbox and streams know each other: what they hold must not wait for the collector of cycles.
+        self._stage = self._streams = None
         if self._denied is not None:
             self._denied.close()
         if self._tree >= 0:

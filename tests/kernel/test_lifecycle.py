@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -11,12 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from jailrig import SCALE, LauncherUnderTest
+from jailrig import PYTHON, SCALE, LauncherUnderTest
 
 from sandboxd.errors import LauncherUnavailable
 from sandboxd.instance import RUN_ROOT
 from sandboxd.jail import slots
 from sandboxd.result import Verdict
+from sandboxd.spec import MIB
 from sandboxd.verdict import decide
 
 
@@ -162,6 +164,27 @@ def test_a_slot_whose_claim_was_removed_by_hand_ends_as_any_other(launcher: Laun
         assert program.wait() is not None
     launcher.await_nothing_left()
     assert "callback failed" not in launcher.log.read_text()
+
+
+def test_the_launcher_does_not_keep_what_jobs_sent(launcher: LauncherUnderTest) -> None:
+    """Sandbox and streams know each other: an input of megabytes must not wait for the collector of cycles."""
+
+    def anonymous_bytes() -> int:
+        status = Path(f"/proc/{launcher.process.pid}/status").read_text()
+        return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) * 1024
+
+    files = {"input": bytes(8 * MIB)}
+    launcher.run(("/usr/bin/true",), files=files)
+    launcher.await_nothing_left()
+    before = anonymous_bytes()
+    source = "print('on', flush=True); input()"
+    with launcher.live((PYTHON, "-c", source), files=files) as program:
+        program.await_output(b"on")
+        assert anonymous_bytes() - before < 4 * MIB, "while it runs, what was sent lies in the sandbox alone"
+    for _ in range(10):
+        launcher.run(("/usr/bin/true",), files=files)
+    launcher.await_nothing_left()
+    assert anonymous_bytes() - before < 8 * MIB
 
 
 def test_two_sandboxes_have_different_ids(launcher: LauncherUnderTest) -> None:
