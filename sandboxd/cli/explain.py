@@ -22,7 +22,7 @@ from sandboxd.jail.wire import Phase, PlannedStep
 from sandboxd.languages import load_languages, offered, plan_stages
 from sandboxd.policy.load import load_policies, policy_folder, profile_path
 from sandboxd.policy.model import Policy
-from sandboxd.policy.profile import load_profile
+from sandboxd.policy.profile import load_profile, policy_profile
 from sandboxd.policy.seccomp import compile_profile, reporting
 from sandboxd.policy.units import describe, edge_name
 from sandboxd.spec import LIMIT_NAMES, StageSpec, Struct
@@ -99,15 +99,14 @@ def _catalogue(folder: Path, policies: dict[str, Policy], host: HostFacts) -> Ca
 
 
 def _inputs(folder: Path, policy: Policy, host: HostFacts, run_dir: str) -> BuildInputs:
-    programs = {name: compile_profile(load_profile(profile_path(folder, name))) for name in (policy.seccomp, "init")}
-    payload = programs[policy.seccomp]
+    payload = compile_profile(policy_profile(profile_path(folder, policy.seccomp), policy.network))
     if policy.report_denied:
         payload = tuple(reporting(program) for program in payload)
     return BuildInputs(
         policy=policy,
         image=Image(name=HOST, digest="", base="base", usr="/usr"),
         host=host,
-        programs=Programs(payload=payload, init=programs["init"]),
+        programs=Programs(payload=payload, init=compile_profile(load_profile(profile_path(folder, "init")))),
         run_dir=run_dir,
         id_base=first_id(0),
     )

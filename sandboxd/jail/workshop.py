@@ -19,7 +19,7 @@ from sandboxd.jail.rootfs import Image
 from sandboxd.jail.slots import Slots, first_id
 from sandboxd.policy.load import profile_path
 from sandboxd.policy.model import Policy
-from sandboxd.policy.profile import load_profile
+from sandboxd.policy.profile import load_profile, policy_profile
 from sandboxd.policy.seccomp import compile_profile, reporting
 
 INIT_PROFILE = "init"
@@ -52,12 +52,15 @@ class Workshop:
         self.run_dir = str(run_dir)
         self.without = without
         self.host = host_facts()
+        self._init_programs = compile_profile(load_profile(profile_path(policy_folder, INIT_PROFILE)), cache_dir)
         self._programs = {
-            name: compile_profile(load_profile(profile_path(policy_folder, name)), cache_dir)
-            for name in {INIT_PROFILE, *(policy.seccomp for policy in policies.values())}
+            policy.name: compile_profile(
+                policy_profile(profile_path(policy_folder, policy.seccomp), policy.network), cache_dir
+            )
+            for policy in policies.values()
         }
         self._reporting = {
-            policy.seccomp: tuple(reporting(program) for program in self._programs[policy.seccomp])
+            policy.name: tuple(reporting(program) for program in self._programs[policy.name])
             for policy in policies.values()
             if policy.report_denied
         }
@@ -65,12 +68,12 @@ class Workshop:
 
     def inputs(self, policy: Policy, slot: int) -> BuildInputs:
         """What the build list of a sandbox in `slot` depends on."""
-        payload = (self._reporting if policy.report_denied else self._programs)[policy.seccomp]
+        payload = (self._reporting if policy.report_denied else self._programs)[policy.name]
         return BuildInputs(
             policy=policy,
             image=self.image,
             host=self.host,
-            programs=Programs(payload=payload, init=self._programs[INIT_PROFILE]),
+            programs=Programs(payload=payload, init=self._init_programs),
             run_dir=self.run_dir,
             id_base=first_id(slot),
             without=self.without,
@@ -78,7 +81,7 @@ class Workshop:
 
     def filter_program(self, policy: Policy) -> bytes:
         """The payload's filter as it answers without notifications."""
-        return self._programs[policy.seccomp][-1]
+        return self._programs[policy.name][-1]
 
     def build_list(self, inputs: BuildInputs) -> int:
         """The sealed memfd of a build list: made once per policy and slot, kept, and never closed by the caller."""

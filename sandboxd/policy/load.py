@@ -14,9 +14,9 @@ import msgspec
 
 import sandboxd
 from sandboxd.errors import InputError, PolicyError
-from sandboxd.policy import seccomp
 from sandboxd.policy.merge import check_ceilings
 from sandboxd.policy.model import NETWORKS, Network, Policy
+from sandboxd.policy.profile import load_profile, policy_profile, wider_than
 from sandboxd.policy.units import EDGE_NAMES, at_most, check_range, describe, edge_name, from_edge
 from sandboxd.spec import LIMIT_NAMES, Limits, Struct
 
@@ -180,9 +180,9 @@ def _check_tighter(folder: Path, policy: Policy, base: Policy) -> None:
     if NETWORKS.index(policy.network) > NETWORKS.index(base.network):
         raise PolicyError(f"{source}: network", f"{policy.network!r} is wider than the {base.network!r} of base")
     if policy.seccomp != base.seccomp:
-        wider = seccomp.wider_than(
-            seccomp.load_profile(profile_path(folder, policy.seccomp)),
-            seccomp.load_profile(profile_path(folder, base.seccomp)),
+        wider = wider_than(
+            load_profile(profile_path(folder, policy.seccomp)),
+            load_profile(profile_path(folder, base.seccomp)),
         )
         if wider:
             raise PolicyError(
@@ -195,6 +195,6 @@ def _digest(folder: Path, policy: Policy) -> str:
     """Two policies with one digest let the same job do the same; the files that values came from do not count."""
     effective = msgspec.to_builtins(policy)
     del effective["provenance"], effective["digest"]
-    profile = seccomp.load_profile(profile_path(folder, policy.seccomp))
+    profile = policy_profile(profile_path(folder, policy.seccomp), policy.network)
     effective["seccomp_sha256"] = profile.sha256
     return "sha256:" + hashlib.sha256(msgspec.json.encode(effective, order="sorted")).hexdigest()

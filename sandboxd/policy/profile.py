@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import socket
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sandboxd.errors import PolicyError
+from sandboxd.policy.model import Network
 
 ERRNO_MAX = 4095
 """The kernel's MAX_ERRNO."""
 _EPERM = 1
+_INT_MASK = 2**32 - 1
 
 
 class Action(enum.StrEnum):
@@ -113,6 +116,34 @@ def load_profile(path: Path) -> Profile:
         default_errno=document.default_errno_ret if document.default_action is Action.ERRNO else 0,
         rules=document.syscalls,
     )
+
+
+def policy_profile(path: Path, network: Network) -> Profile:
+    """The profile at `path` as a policy of that network uses it. Raises PolicyError."""
+    profile = load_profile(path)
+    return profile if network != "none" else unix_alone(profile)
+
+
+def unix_alone(profile: Profile) -> Profile:
+    """The profile without sockets of another family than AF_UNIX: what is left of a network where there is none.
+
+    Their allowances go; the profile's own refusal for families that it does not know then answers.
+    """
+    return msgspec.structs.replace(
+        profile,
+        name=f"{profile.name}-unix",
+        sha256=hashlib.sha256(f"{profile.sha256} AF_UNIX alone".encode()).hexdigest(),
+        rules=tuple(
+            rule
+            for rule in profile.rules
+            if not (rule.action is Action.ALLOW and "socket" in rule.names and not _is_of_unix(rule))
+        ),
+    )
+
+
+def _is_of_unix(rule: Rule) -> bool:
+    domain = next((argument for argument in rule.args if argument.index == 0), None)
+    return domain is not None and domain.mask_and_value() == (_INT_MASK, socket.AF_UNIX)
 
 
 def _check(file: str, document: _Document) -> None:

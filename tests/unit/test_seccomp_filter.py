@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from sandboxd.policy import bpf
 from sandboxd.policy.load import policy_folder, profile_path
-from sandboxd.policy.profile import Action, Profile, Rule, load_profile
+from sandboxd.policy.profile import Action, Profile, Rule, load_profile, policy_profile
 from sandboxd.policy.seccomp import INSTRUCTION, compile_profile, syscall_number
 
 SHIPPED = ("default", "init")
@@ -51,6 +52,22 @@ def expected(profile: Profile, name: str, args: Args) -> int:
 
 def answer(action: Action, errno: int) -> int:
     return {Action.ALLOW: bpf.ALLOW, Action.KILL_PROCESS: bpf.KILL_PROCESS, Action.ERRNO: bpf.ERRNO | errno}[action]
+
+
+def test_a_policy_without_a_network_has_sockets_of_its_own_processes_alone(payload_filter: bytes) -> None:
+    path = profile_path(policy_folder(), "default")
+    program = compile_profile(policy_profile(path, "none"))[0]
+    assert policy_profile(path, "loopback") == load_profile(path)
+    number = syscall_number("socket")
+    assert number is not None
+    for family, kind, protocol in ((2, 1, 0), (2, 2, 17), (10, 1, 6), (10, 2, 0), (16, 3, 0)):
+        assert bpf.evaluate(program, number, (family, kind, protocol), arch=ARCH) == bpf.ERRNO | errno.EAFNOSUPPORT
+        assert bpf.evaluate(payload_filter, number, (family, kind, protocol), arch=ARCH) == bpf.ALLOW
+        assert (
+            bpf.evaluate(program, number, (2**32 | family, kind, protocol), arch=ARCH) == bpf.ERRNO | errno.EAFNOSUPPORT
+        )
+    for kind in (1, 2, 5):
+        assert bpf.evaluate(program, number, (1, kind, 0), arch=ARCH) == bpf.ALLOW
 
 
 def boundary_values(profile: Profile, name: str, index: int) -> set[int]:
