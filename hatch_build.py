@@ -1,4 +1,4 @@
-"""Build hook: compiles the sandbox's PID 1, a static C program, and puts it into the wheel."""
+"""Build hook: compiles the sandbox's PID 1 and the audit's hostile program, both static C, into the wheel."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = "sandboxd/jail/init"
 BINARY = "sandboxd/jail/init/sandboxd-init"
+ATTEMPTS = "sandboxd/audit/programs/attempts"
 
 # -O2 is what _FORTIFY_SOURCE needs. Static: inside the sandbox's root there may be no libc. PIE and full RELRO: a bug
 # in PID 1 must not find its own code and tables at known, writable addresses.
@@ -30,20 +31,21 @@ def compile_command(sources: list[Path], output: Path) -> list[str]:
 
 
 class CustomBuildHook(BuildHookInterface[Any]):
-    """Adds the compiled `sandboxd-init`; the wheel is for one platform, any Python 3."""
+    """Adds the compiled programs; the wheel is for one platform, any Python 3."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         sources = sorted(Path(self.root, SOURCES).glob("*.c"))
         if not sources:
             raise FileNotFoundError(f"{SOURCES} holds no C source: the sandbox has no PID 1")
         self._scratch = tempfile.mkdtemp(prefix="sandboxd-build-")
-        output = Path(self._scratch, "sandboxd-init")
-        try:
-            subprocess.run(compile_command(sources, output), check=True)
-        except FileNotFoundError:
-            raise RuntimeError("no C compiler: install gcc and libc6-dev (scripts/bootstrap.sh does)") from None
-        subprocess.run(["strip", "--strip-unneeded", str(output)], check=True)
-        build_data["force_include"][str(output)] = BINARY
+        for binary, parts in ((BINARY, sources), (ATTEMPTS, [Path(self.root, f"{ATTEMPTS}.c")])):
+            output = Path(self._scratch, Path(binary).name)
+            try:
+                subprocess.run(compile_command(parts, output), check=True)
+            except FileNotFoundError:
+                raise RuntimeError("no C compiler: install gcc and libc6-dev (scripts/bootstrap.sh does)") from None
+            subprocess.run(["strip", "--strip-unneeded", str(output)], check=True)
+            build_data["force_include"][str(output)] = binary
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jailrig import LauncherUnderTest
+
+from sandboxd.audit.corpus import ATTEMPTS, PROGRAMS
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +58,9 @@ def control(state_root: Path) -> Iterator[Callable[..., LauncherUnderTest]]:
 
 
 @pytest.fixture(scope="session")
-def attempts(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The hostile helper program, linked statically: `attacks/programs/attempts.c`."""
-    source = Path(__file__).with_name("attacks") / "programs" / "attempts.c"
-    output = tmp_path_factory.mktemp("programs") / "attempts"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(output), str(source)], check=True)
-    return output.read_bytes()
+def attempts() -> bytes:
+    """The audit's hostile program, linked statically."""
+    return (PROGRAMS / ATTEMPTS).read_bytes()
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ LAYERS: dict[str, int] = {
     "sandboxd.jail.streams": 4,
     "sandboxd.jail.sweeper": 4,
     # service
+    "sandboxd.audit": 5,
     "sandboxd.delegation": 5,
     "sandboxd.execution": 5,
     "sandboxd.local_launcher": 5,
@@ -130,7 +131,8 @@ def layer_of(name: str) -> int:
 
 def load_modules() -> dict[str, Module]:
     paths = [path for folder in ("sandboxd", "workers") for path in sorted(ROOT.joinpath(folder).rglob("*.py"))]
-    return {module.name: module for module in map(Module, paths)}
+    # Hostile programs are data: they are never imported.
+    return {module.name: module for path in paths if "programs" not in path.parts for module in [Module(path)]}
 
 
 MODULES = load_modules()

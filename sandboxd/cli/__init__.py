@@ -14,6 +14,7 @@ _COMMANDS = {
     "submit": "submit",
     "explain": "explain",
     "doctor": "doctor",
+    "audit": "audit",
     "policy": "policy",
     "token": "token",
     "serve": "serve",

@@ -4,7 +4,6 @@
  * the signal that ended the child. Linked statically, so that it runs in any image. It is harmless where it succeeds: what it
  * mounts, makes or sets lies in the child's own namespaces or files, and no packet is ever sent.
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,0 +1,195 @@
+"""What of a job could stay on the host: looked at before and after. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from sandboxd.audit.target import LauncherTarget
+from sandboxd.jail import slots
+from sandboxd.jail.sweeper import RECORD
+from sandboxd.spec import MIB, Struct
+
+SETTLE_S = 5.0
+"""Teardown follows the answer; so long is it waited for."""
+LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
+KERNEL_LOG_MAX_LINES = 100
+"""Of one run. A memory limit that strikes takes some thirty."""
+_SYSCTL = Path("/proc/sys")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # looked at, not used
+# What counts, lists or measures, and so changes by itself.
+_VOLATILE = (
+    "random",
+    "-nr",
+    "-state",
+    "ns_last_pid",
+    "conntrack_count",
+    "sched_domain",
+    "pty/nr",
+    "quota",
+    "drop_caches",
+)
+
+
+class JobTraces(Struct, frozen=True, kw_only=True):
+    """What one job could leave; all of it must be gone after it."""
+
+    cgroups: tuple[str, ...]
+    slots: tuple[int, ...]
+    processes: tuple[int, ...]
+    mounts: int
+    """Of this process's namespace and the launcher's."""
+    shared_memory: tuple[str, ...]
+    sysv: tuple[str, ...]
+    keys: tuple[str, ...]
+    launcher_files: int
+
+
+class HostState(Struct, frozen=True, kw_only=True):
+    """What all jobs together could change."""
+
+    sysctls: dict[str, str]
+    image_digests: dict[str, str]
+    launcher_resident_bytes: int
+
+
+class KernelLog:
+    """Counts what the kernel writes down. Where its log may not be read, nothing is ever counted."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError:
+            self._fd = -1
+
+    def new_lines(self) -> int:
+        """Since the last time."""
+        count = 0
+        while self._fd >= 0:
+            try:
+                os.read(self._fd, 8192)
+            except BrokenPipeError:
+                pass  # overwritten before it was read
+            except OSError:
+                break
+            count += 1
+        return count
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def job_traces(target: LauncherTarget) -> JobTraces:
+    instance = target.instance.name
+    launcher = Path("/proc", str(target.process.pid))
+    return JobTraces(
+        cgroups=tuple(sorted(_cgroups(target))),
+        slots=tuple(number for number, owner in slots.claimed().items() if owner == instance),
+        processes=tuple(_processes(instance)),
+        mounts=sum(len((path / "mountinfo").read_bytes().splitlines()) for path in (Path("/proc/self"), launcher)),
+        shared_memory=tuple(sorted(path.name for path in _SHARED_MEMORY.glob("*"))),
+        sysv=tuple(_sysv()),
+        keys=tuple(_keys()),
+        launcher_files=_files(launcher),
+    )
+
+
+def left_behind(target: LauncherTarget, before: JobTraces) -> str:
+    """What a job left, in words; empty when all is as before, for which it gets a moment."""
+    deadline = time.monotonic() + SETTLE_S
+    while (found := _difference(before, job_traces(target))) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return found
+
+
+def _difference(before: JobTraces, after: JobTraces) -> str:
+    found = []
+    for name in JobTraces.__struct_fields__:
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(old, int):
+            if new > old:
+                found.append(f"{new - old} more {name.replace('_', ' ')}")
+        elif more := sorted(set(new) - set(old)):
+            found.append(f"{name.replace('_', ' ')} {', '.join(map(str, more))[:80]}")
+    return "; ".join(found)
+
+
+def host_state(target: LauncherTarget) -> HostState:
+    return HostState(
+        sysctls=dict(_sysctls()),
+        image_digests=target.image_digests,
+        launcher_resident_bytes=int(Path(f"/proc/{target.process.pid}/statm").read_text().split()[1])
+        * os.sysconf("SC_PAGE_SIZE"),
+    )
+
+
+def changes(before: HostState, after: HostState) -> list[str]:
+    """What all jobs together changed of the host, in words."""
+    found = [
+        f"sysctl {name} changed from {before.sysctls.get(name)!r} to {value!r}"
+        for name, value in after.sysctls.items()
+        if before.sysctls.get(name, value) != value
+    ]
+    if before.image_digests != after.image_digests:
+        found.append("an image's digest changed")
+    growth = after.launcher_resident_bytes - before.launcher_resident_bytes
+    if growth > LAUNCHER_GROWTH_MAX_BYTES:
+        found.append(f"the launcher grew by {growth >> 20} MiB, more than {LAUNCHER_GROWTH_MAX_BYTES >> 20}")
+    return found
+
+
+def _cgroups(target: LauncherTarget) -> Iterator[str]:
+    with contextlib.suppress(FileNotFoundError):
+        for parent in msgspec.json.decode((target.run_dir / RECORD).read_bytes(), type=list[str]):
+            yield from (str(path) for path in Path(parent).glob("slot-*"))
+
+
+def _processes(instance: str) -> Iterator[int]:
+    """Whose uid lies in a slot's block, in the instance's cgroups."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                in_slot = slots.FIRST_ID <= entry.stat().st_uid < slots.LAST_ID
+                if in_slot and f"sandboxd-{instance}/" in Path(entry.path, "cgroup").read_text():
+                    yield int(entry.name)
+
+
+def _sysv() -> Iterator[str]:
+    for kind in ("shm", "sem", "msg"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path("/proc/sysvipc", kind).read_text().splitlines()[1:]:
+                yield f"{kind} {line.split()[1]}"
+
+
+def _keys() -> Iterator[str]:
+    """Users of the slots' ids that own keys."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path("/proc/key-users").read_text().splitlines():
+            uid = int(line.split(":")[0])
+            if slots.FIRST_ID <= uid < slots.LAST_ID:
+                yield str(uid)
+
+
+def _files(process: Path) -> int:
+    """Open descriptors; not the build lists, of which a launcher keeps one for each slot used once."""
+    count = 0
+    for entry in os.scandir(process / "fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += "memfd:sandboxd-build" not in os.readlink(entry.path)
+    return count
+
+
+def _sysctls() -> Iterator[tuple[str, str]]:
+    for folder, _, names in os.walk(_SYSCTL):
+        for name in names:
+            path = os.path.join(folder, name)
+            if not any(word in path for word in _VOLATILE):
+                with contextlib.suppress(OSError, UnicodeDecodeError):
+                    yield path.removeprefix(f"{_SYSCTL}/"), Path(path).read_text()[:256].strip()

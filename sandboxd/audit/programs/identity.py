@@ -1,0 +1,71 @@
+"""What am I? usage: identity.py WHAT. Says `succeeded` when it is more than a job should be, else `held`."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+
+def status():
+    with open("/proc/self/status") as lines:
+        return dict(line.rstrip("\n").split(":", 1) for line in lines)
+
+
+def capabilities():
+    found = status()
+    return any(int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
+
+
+def filter():
+    found = status()
+    return found["NoNewPrivs"].strip() != "1" or found["Seccomp"].strip() != "2"
+
+
+def uid():
+    found = status()
+    return set(found["Uid"].split() + found["Gid"].split()) != {"1000"} or bool(found["Groups"].strip())
+
+
+def map():
+    return any(open(f"/proc/self/{kind}_map").read().split()[2] == "4294967295" for kind in ("uid", "gid"))
+
+
+def descriptors():
+    opened = [number for number in range(256) if os.path.lexists(f"/proc/self/fd/{number}")]
+    kinds = {os.readlink(f"/proc/self/fd/{number}").split(":")[0] for number in opened}
+    print(opened, kinds)
+    return opened != [0, 1, 2] or not kinds <= {"pipe", "/memfd"}
+
+
+def folders():
+    for link in ("cwd", "root"):
+        if not os.readlink(f"/proc/self/{link}").startswith("/"):
+            return True
+    above = os.stat("/").st_ino
+    os.chdir("/".join([".."] * 64))
+    return os.stat(".").st_ino != above or not os.getcwd().startswith("/")
+
+
+def gained(program):
+    shown = subprocess.run([program, "--help"], env={"LD_SHOW_AUXV": "1"}, capture_output=True, text=True).stdout
+    ids = {line.split()[1] for line in shown.splitlines() if line.startswith(("AT_EUID", "AT_EGID"))}
+    # A program that gained rights is not shown its vector.
+    return ids != {"1000"}
+
+
+def setuid():
+    programs = [f"/usr/bin/{name}" for name in ("mount", "su", "passwd", "newgrp")]
+    programs = [path for path in programs if os.path.exists(path) and os.stat(path).st_mode & 0o4000]
+    for folder in ("/box", "/tmp", "/dev/shm"):
+        mine = shutil.copy("/usr/bin/env", folder + "/gain")
+        os.chmod(mine, 0o6755)
+        programs.append(mine)
+    return any([gained(path) for path in programs])
+
+
+def environment():
+    assert os.environ["LD_PRELOAD"] == "/box/evil.so"
+    return any(os.path.exists(path) for path in ("/box/evil-was-here", "/tmp/evil-was-here"))
+
+
+print("succeeded" if globals()[sys.argv[1]]() else "held")

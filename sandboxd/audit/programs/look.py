@@ -1,0 +1,124 @@
+"""What can be seen? usage: look.py WHAT. Says `succeeded` when something of the host is seen, else `held`.
+
+`own-WHAT` puts there what would be found, and must find it: the control.
+"""
+
+import errno
+import os
+import socket
+import stat
+import sys
+
+what = sys.argv[1]
+own = what.startswith("own-")
+what = what.removeprefix("own-")
+
+
+def found(kind):
+    """Everything of a kind that is neither file, folder nor link; the folders themselves tell those apart."""
+    folders = ["/"]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except PermissionError:
+            continue
+        for entry in entries:
+            if entry.is_symlink() or entry.is_file(follow_symlinks=False):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if entry.path != "/proc":
+                    folders.append(entry.path)
+            elif kind(entry.stat(follow_symlinks=False).st_mode):
+                yield entry.path
+
+
+def processes():
+    child = os.fork() if own else 0
+    if own and child == 0:
+        import time
+
+        time.sleep(5)
+        os._exit(0)
+    seen = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    print(seen)
+    if own:
+        os.kill(child, 9)
+    return bool(seen)
+
+
+def sockets():
+    if own:
+        socket.socket(socket.AF_UNIX).bind("/tmp/found")
+    return list(found(stat.S_ISSOCK))
+
+
+def fifos():
+    if own:
+        os.mkfifo("/tmp/found")
+    return list(found(stat.S_ISFIFO))
+
+
+def loopback():
+    if own:
+        server = socket.create_server(("127.0.0.1", 0))
+        return socket.socket().connect_ex(server.getsockname()) == 0
+    ports = (22, 25, 53, 80, 111, 443, 631, 2375, 3306, 5432, 6379, 8000, 8080, 8081, 9090, 11211, 27017)
+    answers = {socket.socket().connect_ex(("127.0.0.1", port)) for port in ports}
+    print([errno.errorcode.get(each, each) for each in answers])
+    return 0 in answers
+
+
+def folders():
+    seen = {}
+    for folder in ("/root", "/home", "/var", "/run", "/opt", "/srv", "/mnt", "/media", "/sys", "/boot", "/lost+found"):
+        try:
+            seen[folder] = os.listdir(folder)
+        except OSError:
+            continue
+    print(seen)
+    return any(seen.values())
+
+
+def etc():
+    generated = {"passwd", "group", "hosts", "hostname", "nsswitch.conf"}
+    allowed = {"localtime", "alternatives", "ld.so.cache", "ssl"}
+    more = {name for name in os.listdir("/etc") if not name.startswith("java-")} - generated - allowed
+    print(more)
+    return bool(more)
+
+
+def proc():
+    more = {name for name in os.listdir("/proc") if not name.isdigit()} - {"self", "thread-self"}
+    print(more)
+    return bool(more)
+
+
+def dev():
+    devices = set(found(lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode)))
+    expected = {f"/dev/{name}" for name in ("full", "null", "random", "urandom", "zero")}
+    print(devices - expected)
+    return bool(devices - expected)
+
+
+def own_files(*names):
+    return "".join(open(f"/proc/self/{name}", errors="replace").read() for name in names)
+
+
+def paths():
+    text = own_files("mountinfo", "mounts", "mountstats", "maps", "environ", "cmdline")
+    words = [word for word in ("sandboxd", "slot-", "/var/", "/run/", "/opt/", "/home/", "/root/") if word in text]
+    print(words)
+    return bool(words)
+
+
+def host_name():
+    return os.uname().nodename != "sandbox" or socket.gethostname() != "sandbox"
+
+
+def cgroup():
+    lines = own_files("cgroup").splitlines()
+    own_groups = [line for line in lines if line.split(":")[1] in ("", "memory", "pids")]
+    return not own_groups or {line.split(":", 2)[2] for line in own_groups} != {"/"}
+
+
+print("succeeded" if globals()[what.replace("-", "_")]() else "held")

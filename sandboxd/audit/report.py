@@ -1,0 +1,119 @@
+"""An audit as a page for people (Markdown). The same as JSON is `suite.Report` itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from sandboxd.audit.corpus import Severity
+from sandboxd.audit.judge import State
+from sandboxd.audit.suite import ALL_WALLS, CONTROL, DEPTH, Report, Row
+from sandboxd.jail.plan import LAYERS
+
+NOT_DEFENDED = (
+    ("Unknown holes of the kernel behind the calls that are allowed", "the filter makes them fewer, not none"),
+    ("Side channels of the processor", "timing of caches, branch predictors, memory bus and power"),
+    ("Load", "what runs beside a job can be felt, and slows it down"),
+    ("What the image holds", "a program may read all of /usr, versions of packages among it"),
+    ("Names behind a leaked descriptor", "with the mount wall off, stat(2) still tells which names exist"),
+)
+"""What no case claims, and why; SECURITY.md says more."""
+
+
+def markdown(report: Report) -> str:
+    """The whole page."""
+    return "\n".join((*_head(report), *_depth(report), *_cases(report), *_controls(report), *_tail())) + "\n"
+
+
+def summary(report: Report) -> str:
+    """One line."""
+    counts = Counter(row.state for row in report.rows)
+    held = counts.pop(State.HELD, 0)
+    others = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
+    changes = f"{len(report.changes)} changes of the host"
+    return f"{held} of {len(report.rows)} runs held{others}; {changes}; {report.seconds:g} s"
+
+
+def _head(report: Report) -> Iterator[str]:
+    yield "# Audit"
+    yield ""
+    yield f"Made by `sandboxd audit{' --quick' if report.quick else ''}` of sandboxd {report.version} on {report.date}."
+    yield ""
+    yield "| host | |"
+    yield "|---|---|"
+    yield f"| kernel | {report.kernel}, {report.machine} |"
+    yield f"| processor | {report.cpu} |"
+    for name, value in report.isolation.items():
+        yield f"| {name.replace('_', ' ')} | {_cell(value)} |"
+    yield ""
+    yield f"**{summary(report)}.**"
+    yield ""
+    for change in report.changes:
+        yield f"- CHANGED: {change}"
+    wrong = [row for row in report.rows if row.state is not State.HELD]
+    if wrong:
+        yield "| case | severity | walls | result | evidence |"
+        yield "|---|---|---|---|---|"
+        yield from (_line(row, row.severity, row.walls, row.state, row.evidence) for row in wrong)
+        yield ""
+
+
+def _depth(report: Report) -> Iterator[str]:
+    """Severity by layer taken away: how many cases held of how many that ran."""
+    yield "## Depth: one wall taken away"
+    yield ""
+    yield "Cases that would be an escape, a leak of the host's or a way out: each with that wall off."
+    yield ""
+    yield "| severity | " + " | ".join(LAYERS) + " |"
+    yield "|---" * (len(LAYERS) + 1) + "|"
+    for severity in Severity:
+        cells = []
+        for layer in LAYERS:
+            rows = [row for row in report.rows if row.severity == severity and row.walls == f"{DEPTH}: {layer}"]
+            held = sum(row.state is State.HELD for row in rows)
+            cells.append(f"{held} of {len(rows)}" if rows else "")
+        if any(cells):
+            yield f"| {severity} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _cases(report: Report) -> Iterator[str]:
+    yield "## Cases, all walls on"
+    yield ""
+    yield "| case | severity | result | answer | from |"
+    yield "|---|---|---|---|---|"
+    for row in report.rows:
+        if row.walls == ALL_WALLS:
+            yield _line(row, row.severity, row.state, row.evidence, row.source)
+    yield ""
+
+
+def _controls(report: Report) -> Iterator[str]:
+    yield "## Controls: the same attack where nothing stops it"
+    yield ""
+    yield "`succeeded` shows that the attack is a real one, and which walls it was that stopped it."
+    yield "Another answer is another wall's, or what this kernel says to everybody."
+    yield ""
+    yield "| case | walls taken away | answer |"
+    yield "|---|---|---|"
+    for row in report.rows:
+        if row.walls.startswith(CONTROL):
+            yield _line(row, row.walls.partition(": ")[2], row.evidence)
+    yield ""
+
+
+def _tail() -> Iterator[str]:
+    yield "## What is not defended"
+    yield ""
+    for what, why in NOT_DEFENDED:
+        yield f"- **{what}**: {why}."
+
+
+def _line(row: Row, *cells: object) -> str:
+    return "| " + " | ".join((f"`{_cell(row.case)}`", *(_cell(cell) for cell in cells))) + " |"
+
+
+def _cell(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable.replace("|", "\\|")[:160]

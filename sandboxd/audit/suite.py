@@ -1,0 +1,265 @@
+"""The whole audit: every case with all walls, each control with its walls taken away, and one wall off at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import sandboxd
+from sandboxd.audit import host
+from sandboxd.audit.corpus import GRAVE, Case
+from sandboxd.audit.judge import Judged, Observation, State, judge, judge_control, judge_without
+from sandboxd.audit.target import CommandTarget, LauncherTarget, Routed, Target
+from sandboxd.document import now_rfc3339
+from sandboxd.errors import InternalError
+from sandboxd.jail.plan import LAYERS
+from sandboxd.spec import Struct
+
+ALL_WALLS = "all walls"
+CONTROL = "control"
+DEPTH = "without"
+_AT_ONCE = min(2, os.cpu_count() or 1)
+"""Launchers that work at the same time."""
+NO_WALL = "none"
+"""The target that is no sandbox: every wall off; what is left are namespaces, limits and the folder of a job."""
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One run of one case."""
+
+    case: str
+    topic: str
+    severity: str
+    source: str
+    walls: str
+    """`all walls`, `control: LAYERS` or `without LAYER`."""
+    state: State
+    evidence: str
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """All that an audit found."""
+
+    version: str
+    against: str
+    quick: bool
+    date: str
+    kernel: str
+    machine: str
+    cpu: str
+    cgroup: str
+    isolation: dict[str, object]
+    rows: tuple[Row, ...]
+    changes: tuple[str, ...]
+    """What all jobs together changed of the host."""
+    seconds: float
+
+    @property
+    def is_green(self) -> bool:
+        """Nothing escaped, leaked or stayed, every control worked."""
+        return not self.changes and all(row.state is State.HELD for row in self.rows)
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One run that is to be made."""
+
+    case: Case
+    kind: str
+    without: tuple[str, ...]
+
+    @property
+    def walls(self) -> str:
+        if self.kind == ALL_WALLS:
+            return ALL_WALLS
+        return f"{self.kind}: {', '.join(self.without)}" if self.without else f"{self.kind}: in one sandbox"
+
+
+def plan(cases: Sequence[Case], *, quick: bool, layers: Sequence[str] = LAYERS) -> list[Run]:
+    """Every run, those of one launcher together."""
+    chosen = [case for case in cases if not (quick and case.table.slow)]
+    runs = [Run(case=case, kind=ALL_WALLS, without=()) for case in chosen]
+    runs += [
+        Run(case=case, kind=CONTROL, without=case.table.control)
+        for case in chosen
+        if case.table.control or case.table.control_args is not None
+    ]
+    for layer in layers:
+        runs += [
+            Run(case=case, kind=DEPTH, without=(layer,))
+            for case in chosen
+            if case.table.depth and case.table.severity in GRAVE
+        ]
+    return sorted(runs, key=lambda run: run.without)
+
+
+def audit(
+    cases: Sequence[Case], *, quick: bool, on_run: Callable[[Run, Row | None], None] = lambda _run, _row: None
+) -> Report:
+    """Attack our own sandbox. `on_run` is called before and after each run. Raises HostError, LauncherUnavailable."""
+    begin = time.monotonic()
+    groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
+    with _state_root() as state_root, Routed() as routed, ThreadPoolExecutor(_AT_ONCE) as threads:
+        auditor = _Auditor(state_root, routed, on_run)
+        # The first one fills the cache of digests and versions for all others.
+        done = [auditor.audit(0, groups[0]), *threads.map(auditor.audit, range(1, len(groups)), groups[1:])]
+    rows = [row for group in done for row in group.rows]
+    found = [change for group in done for change in group.changes]
+    return _report("sandboxd", quick, done[0].isolation, rows, found, begin)
+
+
+class _Group(Struct, frozen=True, kw_only=True):
+    """What came of the runs on one launcher."""
+
+    rows: tuple[Row, ...]
+    changes: tuple[str, ...]
+    isolation: dict[str, object]
+
+
+class _Auditor:
+    """Runs groups, several at once: each has a launcher of its own. All of them stand in the namespace with routes."""
+
+    def __init__(self, state_root: Path, routed: Routed, on_run: Callable[[Run, Row | None], None]) -> None:
+        self._state_root = state_root
+        self._routed = routed
+        self._on_run = on_run
+
+    def audit(self, number: int, runs: Sequence[Run]) -> _Group:
+        """The runs of one set of walls."""
+        walls = ", ".join(runs[0].without) or "none"
+        with (
+            contextlib.closing(host.KernelLog()) as log,
+            LauncherTarget(number, self._state_root, without=runs[0].without, routed=self._routed) as target,
+        ):
+            target.warm_up([run.case for run in runs])
+            before = host.host_state(target)
+            rows = []
+            for run in runs:
+                self._on_run(run, None)
+                rows.append(_row(run, target, log))
+                self._on_run(run, rows[-1])
+            found = [f"without {walls}: {change}" for change in host.changes(before, host.host_state(target))]
+        if target.run_dir.exists():
+            found.append(f"without {walls}: the launcher left {target.run_dir}")
+        return _Group(rows=tuple(rows), changes=tuple(found), isolation=target.isolation)
+
+
+def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | None], None]) -> Report:
+    """The same programs in another sandbox, or in none: what it stops, by what its programs say."""
+    begin = time.monotonic()
+    runs = [
+        Run(case=case, kind=name, without=())
+        for case in cases
+        if not case.table.beside and not case.table.before and case.table.verdicts == ("ok",) and not case.table.slow
+    ]
+    rows = []
+    with ExitStack() as stack:
+        target: Target
+        if name == NO_WALL:
+            state_root = stack.enter_context(_state_root())
+            routed = stack.enter_context(Routed())
+            target = stack.enter_context(LauncherTarget(1, state_root, without=LAYERS, routed=routed))
+        else:
+            target = CommandTarget(name)
+        for run in runs:
+            on_run(run, None)
+            judged = judge_without(target.observe(run.case, run.case.args))
+            rows.append(_row_of(run, judged))
+            on_run(run, rows[-1])
+    return _report(name, False, {}, rows, [], begin)
+
+
+def _row(run: Run, target: LauncherTarget, log: host.KernelLog) -> Row:
+    """One run, and what it left."""
+    case = run.case
+    before = host.job_traces(target)
+    log.new_lines()
+    try:
+        if case.table.before and run.kind != CONTROL:
+            target.run_before(case)
+            if left := host.left_behind(target, before):
+                return _row_of(run, Judged(state=State.LEFT, evidence=left))
+        judged = _judged(run, target)
+    except InternalError as error:
+        judged = Judged(state=State.FAILED, evidence=str(error))
+    if judged.state is State.HELD and (left := host.left_behind(target, before)):
+        judged = Judged(state=State.LEFT, evidence=left)
+    if (lines := log.new_lines()) > host.KERNEL_LOG_MAX_LINES:
+        judged = Judged(state=State.LEFT, evidence=f"{lines} lines in the kernel's log")
+    return _row_of(run, judged)
+
+
+def _judged(run: Run, target: LauncherTarget) -> Judged:
+    case = run.case
+    if run.kind == ALL_WALLS:
+        return judge(case, target.observe(case, case.args))
+    if run.kind == DEPTH:
+        return judge_without(target.observe(case, case.args))
+    if case.table.control_args is None:
+        return judge_control(case, target.observe(case, case.args))
+    return judge_control(case, _alone(target, case))
+
+
+def _alone(target: LauncherTarget, case: Case) -> Observation:
+    """Both halves of a case in one sandbox: nobody beside it."""
+    return target.observe(case.alone(), case.role(case.table.control_args or ""))
+
+
+def _row_of(run: Run, judged: Judged) -> Row:
+    return Row(
+        case=run.case.id,
+        topic=run.case.topic,
+        severity=run.case.table.severity,
+        source=run.case.table.source,
+        walls=run.walls,
+        state=judged.state,
+        evidence=judged.evidence,
+    )
+
+
+def _grouped(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    group: list[Run] = []
+    for run in runs:
+        if group and run.without != group[0].without:
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group
+
+
+@contextmanager
+def _state_root() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="sandboxd-audit-", dir="/tmp"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _report(
+    against: str, quick: bool, isolation: dict[str, object], rows: list[Row], found: list[str], begin: float
+) -> Report:
+    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return Report(
+        version=sandboxd.__version__,
+        against=against,
+        quick=quick,
+        date=now_rfc3339()[:10],
+        kernel=platform.release(),
+        machine=platform.machine(),
+        cpu=f"{os.cpu_count()} x {cpus[0].partition(':')[2].strip() if cpus else 'unknown'}",
+        cgroup=str(isolation.get("cgroup", "")),
+        isolation=isolation,
+        rows=tuple(rows),
+        changes=tuple(found),
+        seconds=round(time.monotonic() - begin, 1),
+    )

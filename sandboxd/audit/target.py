@@ -1,0 +1,314 @@
+"""Where a case is run: in our own sandbox, with all walls or without some, or in another one's for comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from sandboxd.audit.corpus import ATTEMPTS, PROGRAMS, Case
+from sandboxd.audit.judge import Observation
+from sandboxd.errors import HostError, InputError, LauncherUnavailable
+from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.jail.client import LauncherClient
+from sandboxd.local_launcher import is_running
+from sandboxd.policy.load import policy_folder
+from sandboxd.policy.merge import effective_limits, from_edge
+from sandboxd.result import StageOutcome, Verdict
+from sandboxd.spec import InputFile, StageSpec
+from sandboxd.verdict import decide
+
+PYTHON = "/usr/bin/python3"
+READY = b"ready"
+_START_S = 60.0
+_READY_S = 30.0
+_END_S = 90.0
+_POLICY = "default"
+_NO_NETWORK = "audit-no-network"
+_NO_NETWORK_FILE = 'description = "run a program without any network"\nextends = "base"\nnetwork = "none"\n'
+
+
+class Target(Protocol):
+    """Something that runs hostile programs."""
+
+    def observe(self, case: Case, args: Sequence[str]) -> Observation:
+        """Runs the case's program with these arguments, and whatever belongs beside and before it."""
+
+
+def argv_of(case: Case, args: Sequence[str]) -> tuple[str, ...]:
+    """The command of a case's program, which lies in the working directory."""
+    program = case.table.program
+    return (f"./{program}", *args) if program == ATTEMPTS else (PYTHON, program, *args)
+
+
+class LauncherTarget:
+    """A launcher of an instance of its own, in a process of its own."""
+
+    def __init__(
+        self, number: int, state_root: Path, *, without: Sequence[str] = (), routed: Routed | None = None
+    ) -> None:
+        self.instance = Instance(name=f"audit-{os.getpid()}-{number}", state_root=str(state_root))
+        self._without = tuple(without)
+        self._policies = state_root / "policies"
+        if not self._policies.exists():
+            shutil.copytree(policy_folder(), self._policies)
+            (self._policies / f"{_NO_NETWORK}.toml").write_text(_NO_NETWORK_FILE)
+        self._prefix = routed.enter if routed else ()
+        self._log = state_root / f"{self.instance.name}.log"
+
+    def __enter__(self) -> LauncherTarget:
+        command = [*self._prefix, sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet"]
+        command += ["--instance", self.instance.name]
+        command += [part for layer in self._without for part in ("--without", layer)]
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "SANDBOXD_STATE_ROOT": self.instance.state_root,
+            "SANDBOXD_POLICIES": str(self._policies),
+            **{name: os.environ[name] for name in ("SANDBOXD_IN_SCOPE",) if name in os.environ},
+        }
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--", *command],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
+            )  # fmt: skip
+        try:
+            self._await_start()
+            self._client = LauncherClient(self.instance.launcher_socket)
+            self._catalogue = self._client.catalogue()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._client.close()
+        self._stop()
+
+    def _await_start(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while not is_running(self.instance):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise LauncherUnavailable(f"the launcher did not start: {self._log.read_text()[-500:]}")
+            time.sleep(0.01)
+
+    def _stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def run_dir(self) -> Path:
+        return RUN_ROOT / self.instance.name
+
+    @property
+    def isolation(self) -> dict[str, object]:
+        """The walls that stand, as the launcher tells them."""
+        return msgspec.to_builtins(self._catalogue.isolation)  # type: ignore[no-any-return]  # a struct becomes a dict
+
+    @property
+    def image_digests(self) -> dict[str, str]:
+        """Of each image, as the launcher tells it now."""
+        return {image.name: image.digest for image in self._client.catalogue().images}
+
+    def observe(self, case: Case, args: Sequence[str]) -> Observation:
+        with self._beside(case) as peer:
+            seen = self._run(self._stage(case, args))
+        if peer is None:
+            return seen
+        # What the other job noticed counts as much as what this one did.
+        said = peer.said.removeprefix(READY).strip()
+        return Observation(
+            stdout=seen.stdout + b" " + said,
+            stderr=seen.stderr + peer.stderr,
+            verdict=seen.verdict,
+            exit_code=seen.exit_code,
+            signal=seen.signal,
+            facts=seen.facts,
+            reason=seen.reason,
+        )
+
+    def warm_up(self, cases: Sequence[Case]) -> None:
+        """A job of each program, so that what the launcher keeps for ever is there before it is measured."""
+        for case in {case.table.program: case for case in cases}.values():
+            self._run(self._stage(case.alone(), ()))
+
+    def run_before(self, case: Case) -> None:
+        """The job that has ended before the case's own. Raises LauncherUnavailable when it did not run."""
+        seen = self._run(self._stage(case, case.role(case.table.before)))
+        if seen.verdict is not Verdict.OK:
+            raise LauncherUnavailable(f"the job before did not run: {seen.reason} {seen.stderr.decode()[-200:]}")
+
+    @contextlib.contextmanager
+    def _beside(self, case: Case) -> Iterator[_Peer | None]:
+        if not case.table.beside:
+            yield None
+            return
+        peer = _Peer(self, self._stage(case, case.role(case.table.beside), stdin=None))
+        try:
+            peer.await_ready()
+            yield peer
+        finally:
+            peer.end()
+
+    def _stage(self, case: Case, args: Sequence[str], *, stdin: bytes | None = b"") -> StageSpec:
+        policy = self._catalogue.policy(_NO_NETWORK if case.table.no_network else _POLICY)
+        program = case.table.program
+        return StageSpec(
+            name="run",
+            policy=policy.name,
+            image=policy.image,
+            argv=argv_of(case, args),
+            env=case.table.env,
+            limits=effective_limits(policy, {}, from_edge(case.table.limits)),
+            files=(InputFile(path=program, content=(PROGRAMS / program).read_bytes(), executable=program == ATTEMPTS),),
+            stdin=stdin,
+        )
+
+    def _run(self, stage: StageSpec) -> Observation:
+        stdout, stderr = bytearray(), bytearray()
+        outcome = self._client.run(stage, on_stdout=stdout.extend, on_stderr=stderr.extend)
+        return self._observation(stage, outcome, bytes(stdout[: 1 << 20]), bytes(stderr[: 1 << 20]))
+
+    def _observation(self, stage: StageSpec, outcome: StageOutcome, stdout: bytes, stderr: bytes) -> Observation:
+        factor = self._catalogue.policy(stage.policy).output_kill_factor
+        judgement = decide(outcome.facts, outcome.limits, output_kill_factor=factor)
+        return Observation(
+            stdout=stdout,
+            stderr=stderr,
+            verdict=judgement.verdict,
+            exit_code=judgement.exit_code,
+            signal=judgement.signal,
+            facts=outcome.facts,
+            reason=judgement.reason,
+        )
+
+
+class _Peer:
+    """A job that runs beside the case's own until its stdin ends."""
+
+    def __init__(self, target: LauncherTarget, stage: StageSpec) -> None:
+        self.said = b""
+        self.stderr = b""
+        self._changed = threading.Condition()
+        self._stdin_read, self._stdin = os.pipe()
+        self._cancel = os.eventfd(0)
+        self._thread = threading.Thread(target=self._run, args=(target, stage))
+        self._thread.start()
+
+    def _run(self, target: LauncherTarget, stage: StageSpec) -> None:
+        def take(chunk: bytes) -> None:
+            with self._changed:
+                self.said += chunk
+                self._changed.notify_all()
+
+        def complain(chunk: bytes) -> None:
+            self.stderr += chunk
+
+        with contextlib.closing(LauncherClient(target.instance.launcher_socket)) as client:
+            client.run(stage, on_stdout=take, on_stderr=complain, stdin_fd=self._stdin_read, cancel_fd=self._cancel)
+        with self._changed:
+            self._changed.notify_all()
+
+    def await_ready(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: READY in self.said or not self._thread.is_alive(), _READY_S)
+        if READY not in self.said:
+            raise LauncherUnavailable(f"the job beside is not ready: {self.stderr.decode(errors='replace')[-200:]}")
+
+    def end(self) -> None:
+        os.close(self._stdin)
+        self._thread.join(_END_S)
+        if self._thread.is_alive():
+            os.eventfd_write(self._cancel, 1)
+            self._thread.join()
+        os.close(self._stdin_read)
+        os.close(self._cancel)
+
+
+class Routed:
+    """A network namespace made for the audit, in which everything has a route: to the namespace's own loopback device.
+    Nothing that is sent there ever leaves it.
+    """
+
+    def __enter__(self) -> Routed:
+        command = ["/usr/bin/unshare", "--net", "--", sys.executable, "-I", "-m", "sandboxd.audit.routed"]
+        self._process = subprocess.Popen(
+            ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        if self._process.stdout is None or self._process.stdout.read(len(READY)) != READY:
+            self.__exit__()
+            raise HostError("network namespace", "no namespace with routes could be made", "needs root and iproute")
+        self.enter = ("/usr/bin/nsenter", f"--net=/proc/{self._process.pid}/ns/net")
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.wait(10)
+
+
+class CommandTarget:
+    """Another sandbox, as a command before the program's: only what the program itself says can be judged."""
+
+    def __init__(self, name: str) -> None:
+        self._tool = shutil.which(name)
+        if self._tool is None:
+            raise InputError("against", f"{name} is not installed")
+        self._make = COMMANDS[name]
+
+    def observe(self, case: Case, args: Sequence[str]) -> Observation:
+        with tempfile.TemporaryDirectory(prefix="sandboxd-audit-", dir="/tmp") as folder:
+            Path(folder).chmod(0o777)
+            program = Path(folder, case.table.program)
+            shutil.copyfile(PROGRAMS / case.table.program, program)
+            program.chmod(0o755)
+            command = [*self._make(str(self._tool), Path(folder)), *argv_of(case, args)]
+            try:
+                done = subprocess.run(
+                    command, env={"PATH": "/usr/bin:/bin", **case.table.env}, stdin=subprocess.DEVNULL,
+                    capture_output=True, check=False, timeout=30,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                return _said(error.stdout or b"", error.stderr or b"", None)
+            return _said(done.stdout, done.stderr, done.returncode)
+
+
+def _said(stdout: bytes, stderr: bytes, status: int | None) -> Observation:
+    words = stderr.decode(errors="replace").strip()[-120:]
+    return Observation(
+        stdout=stdout, stderr=stderr, verdict=None, exit_code=status, signal=None, facts=None, reason=words
+    )
+
+
+def _bubblewrap(tool: str, folder: Path) -> list[str]:
+    """As it is commonly used for untrusted code: every namespace, a read-only /usr, an unprivileged user."""
+    view = ["--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"]
+    view += ["--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    view += ["--bind", str(folder), "/box", "--chdir", "/box"]
+    user = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    return [*user, tool, "--unshare-all", "--die-with-parent", "--new-session", *view, "--"]
+
+
+def _nsjail(tool: str, folder: Path) -> list[str]:
+    """As its manual shows it for a command."""
+    mounts = ["-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", "/bin", "-T", "/tmp", "-B", f"{folder}:/box"]
+    return [tool, "-Mo", "--really_quiet", "--user", "65534", "--group", "65534", *mounts, "--cwd", "/box", "--"]
+
+
+COMMANDS = {"bwrap": _bubblewrap, "nsjail": _nsjail}
+"""Commands of the sandboxes that can be compared with."""
