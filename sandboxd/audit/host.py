@@ -18,8 +18,8 @@ from sandboxd.spec import MIB, Struct
 SETTLE_S = 5.0
 """Teardown follows the answer; so long is it waited for."""
 LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
-KERNEL_LOG_MAX_LINES = 100
-"""Of one run. A memory limit that strikes takes some thirty."""
+KERNEL_LOG_MAX_LINES = 200
+"""Of one run. One memory limit that strikes takes a hundred; the kernel limits their rate."""
 _SYSCTL = Path("/proc/sys")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # looked at, not used
 # What counts, lists or measures, and so changes by itself.
