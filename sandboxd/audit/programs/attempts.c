@@ -1,4 +1,5 @@
 /* Tries things that a sandbox must refuse. usage: attempts NAME[=ARGUMENT]...
+ * `sweep=NAME` is NAME=0 to NAME=1023.
  *
  * Each attempt runs in a child of its own and gives one line, `NAME RESULT`: `succeeded`, the errno's name, or the name of
  * the signal that ended the child. Linked statically, so that it runs in any image. It is harmless where it succeeds: what it
@@ -319,7 +320,20 @@ static long push_input(const char *a)
     return master < 0 ? -1 : ioctl(master, TIOCSTI, "x");
 }
 static long lease(const char *a) { (void)a; close(open(SCRATCH "/leased", O_CREAT | O_WRONLY, 0644)); return fcntl(open(SCRATCH "/leased", O_RDONLY), F_SETLEASE, F_RDLCK); }
-static long number(const char *n) { return syscall(strtol(n, NULL, 0), -1L, -1L, -1L, -1L, -1L, -1L); }
+/* Call number N with every argument -1, or 0. It may block, fork, or end its caller. */
+static long number_with(const char *n, long a)
+{
+    pid_t me = getpid();
+    alarm(1);
+    long result = syscall(strtol(n, NULL, 0), a, a, a, a, a, a);
+    int error = errno;
+    if (getpid() != me)
+        _exit(0);
+    errno = error;
+    return result;
+}
+static long number(const char *n) { return number_with(n, -1); }
+static long number_0(const char *n) { return number_with(n, 0); }
 
 #ifdef __x86_64__
 static long int_80(const char *n)
@@ -350,7 +364,7 @@ static const struct { const char *name; attempt *run; } attempts[] = {
     {"request-key", request_key}, {"fanotify", fanotify}, {"memfd-secret", secret_memory}, {"vmsplice", gift_pages}, {"old-aio", old_aio},
     {"personality", odd_personality}, {"move-pages", move_memory}, {"syslog", kernel_log}, {"clock-settime", set_clock}, {"set-mm", set_mm},
     {"listener", listener}, {"raise-core", raise_core}, {"raise-files", raise_files}, {"terminal", terminal}, {"push-input", push_input},
-    {"lease", lease}, {"number", number},
+    {"lease", lease}, {"number", number}, {"number-0", number_0},
 #ifdef __x86_64__
     {"int-80", int_80}, {"x32", x32}, {"modify-ldt", local_descriptors},
 #endif
@@ -387,10 +401,12 @@ static int try(const char *name)
         close(pair[1]);
         if (waitpid(pid, &status, 0) != pid)
             return -1;
-        if (!WIFSIGNALED(status) && read(pair[0], &error, sizeof error) != (ssize_t)sizeof error)
-            return -1;
+        int told = read(pair[0], &error, sizeof error) == (ssize_t)sizeof error;
         close(pair[0]);
-        report(name, status, error);
+        if (!WIFSIGNALED(status) && !told)
+            printf("%s exited\n", name);
+        else
+            report(name, status, error);
         return 0;
     }
     fprintf(stderr, "no such attempt: %s\n", name);
@@ -400,8 +416,16 @@ static int try(const char *name)
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    for (int i = 1; i < argc; i++)
-        if (try(argv[i]) < 0)
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "sweep=", 6) == 0) {
+            for (int n = 0; n < 1024; n++) {
+                char name[32];
+                snprintf(name, sizeof name, "%.16s=%d", argv[i] + 6, n);
+                if (try(name) < 0)
+                    return perror(name), 1;
+            }
+        } else if (try(argv[i]) < 0)
             return perror(argv[i]), 1;
+    }
     return 0;
 }
