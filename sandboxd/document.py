@@ -75,6 +75,10 @@ class JobResult(Struct, frozen=True, kw_only=True):
     isolation: Isolation | None
 
 
+# Made here, once: msgspec prepares a type when it is first decoded, and two threads that both do so crash the process.
+_DECODER = msgspec.json.Decoder(JobResult)
+
+
 class JobDocument(Struct, frozen=True, kw_only=True):
     """A job as a client sees it."""
 
@@ -157,7 +161,7 @@ def pack_result(result: JobResult) -> bytes:
 def unpack_result(stored: bytes) -> JobResult:
     """The reverse of `pack_result`. Raises msgspec.ValidationError."""
     encoded = stored if stored.startswith(b"{") else zlib.decompress(stored)
-    return msgspec.json.decode(encoded, type=JobResult)
+    return _DECODER.decode(encoded)
 
 
 def stage_document(stage: StageReport) -> StageDocument:

@@ -71,6 +71,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
         return self.state in ("finished", "cancelled", "failed")
 
 
+# Made here, once: see `document`.
+_CATALOGUE = msgspec.json.Decoder(Catalogue)
+_REQUEST = msgspec.msgpack.Decoder(JobRequest)
+
+
 class Claim(Struct, frozen=True, kw_only=True):
     """What a worker got when it asked for a job: the state it was in (`queued`: it is the worker's now), and its input.
 
@@ -325,7 +330,7 @@ class Store:
             self.client.srem(f"{self.prefix}:catalogues", *gone)
         # Workers of one host publish the same bytes: decode each text once.
         distinct = dict.fromkeys(encoded for encoded in found if encoded is not None)
-        return _union([msgspec.json.decode(encoded, type=Catalogue) for encoded in distinct])
+        return _union([_CATALOGUE.decode(encoded) for encoded in distinct])
 
     # Tokens
 
@@ -355,7 +360,7 @@ def _decode_request(given: bytes | None) -> JobRequest | None:
     if given is None:
         return None
     try:
-        return msgspec.msgpack.decode(given, type=JobRequest)
+        return _REQUEST.decode(given)
     except msgspec.DecodeError:
         return None
 

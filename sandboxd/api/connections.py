@@ -1,14 +1,17 @@
 """gunicorn's threaded worker, changed so that a slow client costs a socket and never a thread.
 
-Of its own, that worker gives every new connection a thread at once, reads the request there without a deadline, and
-waits in its event loop for clients that do not close: some five hundred connections that send a byte now and then stop
-it. Here a connection gets a thread when the head of a request is there, whole; until then the event loop keeps it:
+Of its own, that worker gives every new connection a thread at once, reads the request and writes the answer there
+without a deadline, and waits in its event loop for clients that do not close: some five hundred connections that send
+a byte now and then stop it. Here a connection gets a thread when the head of a request is there, whole, and leaves it
+when the answer is made; all else is the event loop's:
 
-    head      bytes arrive, at most `HEAD_MAX_BYTES` and `HEAD_S` after the first of them  -> a thread, or 408, or 431
-    linger    answered; what still arrives is thrown away, at most `LINGER_S`              -> closed
+    head     bytes arrive, at most `HEAD_MAX_BYTES` and `HEAD_S` after the first of them  -> a thread, or 408, or 431
+    answer   what the socket did not take at once; it has to move                         -> head, or linger
+    linger   answered for the last time; what still arrives is thrown away, `LINGER_S`    -> closed
 
 When all connections are taken, the one that has been in the loop for longest makes room: who sends his head in one go
-is never in it. In a thread, a body and an answer have to move at `RATE_MIN_BYTES_PER_S` after the first seconds. The
+and reads his answer is never in it for long. Bodies are read in threads, since who may send one is known there alone;
+one that is not there yet may be waited for by a quarter of the threads, and has to move at `RATE_MIN_BYTES_PER_S`. The
 body of a client who is turned away is not waited for.
 
 What is overridden are internals of gunicorn 27 (`gunicorn/workers/gthread.py`); it is pinned below 28.
@@ -22,9 +25,12 @@ import math
 import selectors
 import socket
 import struct
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn has no types
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
@@ -37,10 +43,18 @@ HEAD_MAX_BYTES = 32 * 1024
 LINGER_S = 3.0
 BODY_S = 10.0
 """What a body may take, whatever its size; each `RATE_MIN_BYTES_PER_S` of it that arrived is worth a second more."""
+SWITCH_INTERVAL_S = 0.0005
+ACTIVE_MAX = 8
+"""Threads that work at a time; any number may wait for jobs beside them."""
+IMPATIENT_S = 0.02
+"""How long any thread waits for bytes of a body; for longer a quarter of them may."""
 ANSWER_S = 15.0
 """How long a client may take nothing of an answer; the whole of it may take as much more as a body."""
+UNSENT_MAX_BYTES = 256 * 1024 * 1024
+"""Of all clients together: beyond it, who has been reading for longest is sent away."""
 RATE_MIN_BYTES_PER_S = 64 * 1024
 _READ_BYTES = 64 * 1024
+_WRITE_BYTES = 256 * 1024
 _FOREVER_S = 3600.0
 _RESET = struct.pack("ii", 1, 0)
 _EXPIRY_CHECK_S = 0.25
@@ -49,34 +63,81 @@ _STOP_LINGER_S = 2.0
 _Start = Callable[..., Any]
 
 
+class Places(NamedTuple):
+    """What the threads of a process share."""
+
+    active: threading.Semaphore
+    """Held by a thread that works. More at a time would only take the interpreter from each other and from the loop."""
+    patient: threading.Semaphore
+    """Held by a thread that waits for a body which is not there."""
+
+
 class ClientSocket(socket.socket):
-    """A client's connection. What is read from it has to come, and what is sent to it has to be taken, in time."""
+    """A client's connection as a thread sees it: what is read has to come in time, and writing never waits."""
 
     deadline = -math.inf
     """Until then `recv` waits; behind it, it reads what has arrived already."""
+    is_patient = False
+
+    def __init__(self, fileno: int, places: Places) -> None:
+        super().__init__(fileno=fileno)
+        self.places = places
+        self.unsent: deque[memoryview] = deque()
+        """What the kernel did not take of an answer: the event loop's to send."""
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Raises TimeoutError when nothing came in time."""
-        self.settimeout(max(0.0, min(self.deadline - time.monotonic(), _FOREVER_S)))
+        """Raises TimeoutError when nothing came in time, or so many other bodies are waited for already."""
+        left_s = max(0.0, min(self.deadline - time.monotonic(), _FOREVER_S))
         try:
-            data = super().recv(size, flags)
-        except BlockingIOError:
-            raise TimeoutError from None
+            data = self._recv_within(0.0 if left_s <= 0 else IMPATIENT_S, size, flags)
+        except TimeoutError:
+            if left_s <= 0 or not (self.is_patient or self.places.patient.acquire(blocking=False)):
+                raise
+            self.is_patient = True
+            with self.idle():
+                data = self._recv_within(left_s, size, flags)
         self.deadline += len(data) / RATE_MIN_BYTES_PER_S
         return data
 
-    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ANN401  # whatever bytes-like socket.socket takes
-        """Raises TimeoutError when the client takes nothing for `ANSWER_S`, or all of it too slowly."""
-        rest = memoryview(data)
-        deadline = time.monotonic() + ANSWER_S + len(rest) / RATE_MIN_BYTES_PER_S
+    def _recv_within(self, timeout_s: float, size: int, flags: int) -> bytes:
+        self.settimeout(timeout_s)
         try:
-            while rest:
-                self.settimeout(max(0.001, min(ANSWER_S, deadline - time.monotonic())))
-                rest = rest[self.send(rest, flags) :]
-        except TimeoutError:
-            # Closed, the kernel would go on offering him the megabytes of the answer that it holds.
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            raise
+            return super().recv(size, flags)
+        except BlockingIOError:
+            raise TimeoutError from None
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """While the thread waits for something, another one may work."""
+        self.places.active.release()
+        try:
+            yield
+        finally:
+            self.places.active.acquire()
+
+    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ANN401  # whatever bytes-like socket.socket takes
+        """Sends what the kernel takes at once, and keeps the rest."""
+        rest = memoryview(data)
+        if not self.unsent:
+            rest = rest[self.send_some(rest) :]
+        if rest:
+            self.unsent.append(rest)
+
+    def send_some(self, data: memoryview) -> int:
+        """How many bytes the kernel took."""
+        with contextlib.suppress(BlockingIOError):
+            return self.send(data, socket.MSG_DONTWAIT)
+        return 0
+
+    def calm_down(self) -> None:
+        """The request is over: whatever it waited for, another one may now."""
+        if self.is_patient:
+            self.is_patient = False
+            self.places.patient.release()
+
+    def reset_at_close(self) -> None:
+        """Closed, the kernel would go on offering the client the megabytes that it holds for him."""
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 class Connection(TConn):  # type: ignore[misc]  # gunicorn is untyped
@@ -88,6 +149,8 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn is untyped
         self.initialized = True
         self.head = bytearray()
         self.expires = math.inf
+        self.answer_expires = math.inf
+        self.comes_again = False
         self.lingers = False
 
     @property
@@ -105,6 +168,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         self._parked: dict[Connection, None] = {}
         """What the event loop keeps, in the order in which it came there."""
         self._next_expiry_check = 0.0
+        self._places = Places(
+            active=threading.BoundedSemaphore(ACTIVE_MAX),
+            patient=threading.BoundedSemaphore(max(1, self.cfg.threads // 4)),
+        )
+
+    def init_process(self) -> None:
+        """In the new process. The loop lets go of the interpreter at each call of the kernel: with the usual 5 ms until
+        a busy thread gives it back, eight busy ones would leave the loop some fifty calls a second.
+        """
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        super().init_process()
 
     def load_wsgi(self) -> None:
         """The application, told to close connections whose request it did not read."""
@@ -123,7 +197,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 raise
             return
-        connection = Connection(self.cfg, ClientSocket(fileno=accepted.detach()), client, listener.getsockname())
+        connection = Connection(self.cfg, ClientSocket(accepted.detach(), self._places), client, listener.getsockname())
         self.nr_conns += 1
         self._park(connection, HEAD_S)
         if self.nr_conns >= self.worker_connections:
@@ -133,11 +207,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         if oldest := next(iter(self._parked), None):
             self._drop(oldest)
 
-    def _park(self, connection: Connection, patience_s: float) -> None:
+    def _park(self, connection: Connection, patience_s: float, *, writing: bool = False) -> None:
         connection.sock.deadline = -math.inf
         connection.expires = time.monotonic() + patience_s
         self._parked[connection] = None
-        self.poller.register(connection.sock, selectors.EVENT_READ, lambda _sock: self._on_readable(connection))
+        if writing:
+            self.poller.register(connection.sock, selectors.EVENT_WRITE, lambda _sock: self._on_writable(connection))
+        else:
+            self.poller.register(connection.sock, selectors.EVENT_READ, lambda _sock: self._on_readable(connection))
 
     def _unpark(self, connection: Connection) -> None:
         del self._parked[connection]
@@ -149,6 +226,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _close(self, connection: Connection) -> None:
         self.nr_conns -= 1
+        if connection.sock.unsent:
+            connection.sock.unsent.clear()
+            with contextlib.suppress(OSError):
+                connection.sock.reset_at_close()
         connection.close()
 
     def _on_readable(self, connection: Connection) -> None:
@@ -198,8 +279,38 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             self._park(connection, LINGER_S)
 
     def finish_request(self, connection: Connection, future: Any) -> None:  # noqa: ANN401  # gunicorn's
-        """A thread is done with the connection: the next request is waited for, or the end."""
-        if future.cancelled() or future.exception() or not future.result():
+        """A thread is done with the connection: the rest of the answer is sent, then the next request is waited for."""
+        connection.sock.calm_down()
+        connection.comes_again = not (future.cancelled() or future.exception()) and bool(future.result())
+        if not connection.sock.unsent:
+            self._after_answer(connection)
+            return
+        size = sum(map(len, connection.sock.unsent))
+        connection.answer_expires = time.monotonic() + ANSWER_S + size / RATE_MIN_BYTES_PER_S
+        self._park(connection, ANSWER_S, writing=True)
+        while sum(len(part) for each in self._parked for part in each.sock.unsent) > UNSENT_MAX_BYTES:
+            self._drop(next(each for each in self._parked if each.sock.unsent))
+
+    def _on_writable(self, connection: Connection) -> None:
+        if connection not in self._parked:
+            return
+        unsent = connection.sock.unsent
+        try:
+            sent = connection.sock.send_some(unsent[0][:_WRITE_BYTES])
+        except OSError:
+            self._drop(connection)
+            return
+        unsent[0] = unsent[0][sent:]
+        if not unsent[0]:
+            unsent.popleft()
+        if sent:
+            connection.expires = min(time.monotonic() + ANSWER_S, connection.answer_expires)
+        if not unsent:
+            self._unpark(connection)
+            self._after_answer(connection)
+
+    def _after_answer(self, connection: Connection) -> None:
+        if not connection.comes_again:
             self._linger(connection)
             return
         connection.head = bytearray(connection.parser.unreader.take_buffered())
@@ -214,7 +325,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             return
         self._next_expiry_check = now + _EXPIRY_CHECK_S
         for connection in [each for each in self._parked if each.expires <= now]:
-            if connection.head and not connection.lingers:
+            if connection.head and not connection.lingers and not connection.sock.unsent:
                 self._refuse(connection, "request-timeout")
             else:
                 self._drop(connection)
@@ -228,12 +339,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _cap_keepalive(self, deadline: float) -> None:
         """Called when the worker is told to stop: nobody is waited for any longer than that."""
         for connection in self._parked:
-            connection.expires = min(connection.expires, deadline)
+            if not connection.sock.unsent:
+                connection.expires = min(connection.expires, deadline)
 
     # A thread
 
     def handle(self, connection: Connection) -> bool:
         """Answer one request whose head is there; whether the connection may bring another one."""
+        with self._places.active:
+            return self._handle(connection)
+
+    def _handle(self, connection: Connection) -> bool:
         request = None
         try:
             # The head is there: whoever makes the parser ask for more sent something else.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
+import select
 import threading
 import time
 
 import structlog
-from flask import Response, g
+from flask import Response, g, request
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 from flask_openapi.types import ResponseDict
 
 from sandboxd import document
 from sandboxd.api import answers
+from sandboxd.api.connections import ClientSocket
 from sandboxd.api.problems import CONTENT_TYPE, invalid, problem
 from sandboxd.api.schemas import JobIn, JobPath, NoQuery, WaitQuery, to_job
 from sandboxd.api.services import Services
@@ -24,6 +27,7 @@ from sandboxd.store import ACCEPT_BELOW, JobRecord
 
 log = structlog.get_logger()
 
+_CLIENT_CHECK_S = 1.0
 _ID_BYTES = 16
 _ID = re.compile(r"[0-9a-f]{32}")
 CANCEL_WAIT_S = 5.0
@@ -118,13 +122,39 @@ def _wait(job_id: str, wait_s: float, services: Services) -> JobRecord:
 
 
 def _wait_woken(record: JobRecord, woken: threading.Event, wait_s: float, services: Services) -> JobRecord:
-    """Look at the job each time its waiter is woken, until it has ended or the time is over."""
-    deadline = time.monotonic() + wait_s
-    while not record.ended and (left_s := deadline - time.monotonic()) > 0:
-        woken.wait(left_s)
-        woken.clear()
-        record = _find(record.id, services)
-    return record
+    """Look at the job each time its waiter is woken, until it has ended, the time is over, or the client is gone.
+
+    When too many wait already it is not waited for: a client that finds its job running asks again.
+    """
+    if not services.waiting.acquire(blocking=False):
+        return record
+    try:
+        deadline = time.monotonic() + wait_s
+        while not record.ended and (left_s := deadline - time.monotonic()) > 0 and not _client_is_gone():
+            with _idle():
+                is_woken = woken.wait(min(left_s, _CLIENT_CHECK_S))
+            if is_woken:
+                woken.clear()
+                record = _find(record.id, services)
+        return record if record.ended else _find(record.id, services)
+    finally:
+        services.waiting.release()
+
+
+def _idle() -> contextlib.AbstractContextManager[None]:
+    """While this thread waits, the server may let another one work."""
+    connection: ClientSocket | None = request.environ.get("gunicorn.socket")
+    return contextlib.nullcontext() if connection is None else connection.idle()
+
+
+def _client_is_gone() -> bool:
+    """Whether the client closed its side of the connection: nobody would read what is waited for."""
+    connection = request.environ.get("gunicorn.socket")
+    if connection is None:
+        return False
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _cancel(job_id: str, services: Services) -> JobRecord:

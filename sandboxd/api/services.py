@@ -52,6 +52,8 @@ class Services:
         self.hub = Hub(self.store)
         self.token_hashes = Remembered(self.store.token_hashes, REFRESH_S)
         self._catalogue = Remembered(self.store.catalogue, REFRESH_S)
+        self.waiting = threading.BoundedSemaphore(max(1, settings.api_threads * 3 // 4))
+        """Held by each request that waits for a job's end, so that others find a thread."""
 
     def close(self) -> None:
         """Let go of Redis."""

@@ -23,12 +23,14 @@ import enum
 import socket
 import struct
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from sandboxd.catalogue import Catalogue
 from sandboxd.errors import ProtocolError
-from sandboxd.spec import KIB, MIB, Struct
+from sandboxd.result import StageOutcome
+from sandboxd.spec import KIB, MIB, StageSpec, Struct
 
 HEADER = struct.Struct("=B3xI")
 COUNT = struct.Struct("=I")
@@ -153,9 +155,16 @@ encode = msgspec.msgpack.encode
 T = TypeVar("T")
 
 
+# Made here, once: msgspec prepares a type when it is first decoded, and two threads that both do so crash the process.
+_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Catalogue, Refusal, StageOutcome, StageSpec)
+}
+
+
 def decode(body: bytes | bytearray, kind: type[T]) -> T:
-    """A body as a value. Raises ProtocolError with the key that is wrong."""
+    """A body as a value of one of the types that are sent. Raises ProtocolError with the key that is wrong."""
     try:
-        return msgspec.msgpack.decode(body, type=kind)
+        value: T = _DECODERS[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"malformed {kind.__name__}: {error}") from error
+    return value

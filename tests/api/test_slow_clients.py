@@ -6,6 +6,7 @@ Each attack runs against gunicorn's own threaded worker too, whom it stops: the 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -165,7 +166,44 @@ def staying(target: Target) -> contextlib.AbstractContextManager[list[socket.soc
     return target.connected(10, sending=b"NONSENSE\r\n\r\n")
 
 
-ATTACKS = pytest.mark.parametrize("attack", [dripping, silent, starting_a_body, staying])
+@contextlib.contextmanager
+def not_reading(target: Target) -> Iterator[list[socket.socket]]:
+    """Clients without a token, who ask for a document again and again and read no answer."""
+    ask = b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(2 * THREADS):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            client.connect(("127.0.0.1", target.port))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.send(ask)
+            clients.append(client)
+        time.sleep(2)
+        yield clients
+
+
+def starting_a_body_with_a_token(target: Target) -> contextlib.AbstractContextManager[list[socket.socket]]:
+    token = f"Authorization: {HEADERS['Authorization']}\r\nContent-Type: application/json\r\n".encode()
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n" + token
+    return target.connected(2 * THREADS, sending=head + b"Content-Length: 1000000\r\n\r\n{")
+
+
+@contextlib.contextmanager
+def waiting(target: Target) -> Iterator[list[socket.socket]]:
+    """Clients with a token, who wait for a job that nobody runs."""
+    with target.client() as client:
+        job_id = client.post("/v1/jobs", json=PYTHON).json()["id"]
+    head = f"GET /v1/jobs/{job_id}?wait=30 HTTP/1.1\r\nHost: localhost\r\nAuthorization: {HEADERS['Authorization']}"
+    with target.connected(2 * THREADS, sending=head.encode() + b"\r\n\r\n") as clients:
+        time.sleep(0.5)
+        yield clients
+
+
+ATTACKS = pytest.mark.parametrize(
+    "attack", [dripping, silent, starting_a_body, staying, not_reading, starting_a_body_with_a_token]
+)
 
 
 @ATTACKS
@@ -178,7 +216,7 @@ def test_slow_clients_hold_up_nobody(server: Target, attack: Attack) -> None:
 @ATTACKS
 def test_control_the_same_clients_stop_gunicorns_own_worker(gunicorns: Target, attack: Attack) -> None:
     with attack(gunicorns):
-        assert not gunicorns.answers(QUICK_S)
+        wait_until(lambda: not gunicorns.answers(QUICK_S), 30)
 
 
 def test_a_full_house_makes_room_by_sending_the_oldest_away(server: Target) -> None:
@@ -236,25 +274,61 @@ def test_a_body_behind_a_refused_head_does_not_lose_the_answer(server: Target) -
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
 
 
+def test_clients_who_wait_for_jobs_hold_up_nobody(server: Target) -> None:
+    """Not a matter of gunicorn's: the places for those who wait are fewer than the threads."""
+    with waiting(server):
+        assert server.answers(QUICK_S * SCALE)
+
+
+def test_a_client_that_hangs_up_is_no_longer_waited_for(server: Target) -> None:
+    """Those who wait hold a bounded number of places, which are free soon after they are gone."""
+    wait_until(lambda: wait_took(server) > 1, 10 * SCALE)  # nobody waits any more of the test before
+    with waiting(server) as clients:
+        assert wait_took(server) < 1 * SCALE, "all places are taken: nobody is made to wait"
+        for client in clients:
+            client.close()
+    wait_until(lambda: wait_took(server) > 1, 10 * SCALE)
+
+
+def wait_took(target: Target) -> float:
+    begin = time.monotonic()
+    with target.client() as client:
+        assert client.post("/v1/jobs", json=PYTHON, params={"wait": 1.5}).status_code == 202
+    return time.monotonic() - begin
+
+
 def test_an_answer_that_is_not_taken_is_given_up(server: Target) -> None:
     with server.client() as client:
         job_id = client.post("/v1/jobs", json=PYTHON).json()["id"]
     claim(server.store, job_id)
-    finish(server.store, job_id, reason="x" * 16_000_000)
+    finish(server.store, job_id, reason="".join(map(chr, range(0x4E00, 0x9000))) * 200)
     ask = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {HEADERS['Authorization']}\r\n\r\n"
     with contextlib.ExitStack() as stack:
         waiter = select.poll()
-        for _ in range(THREADS):
+        for _ in range(2 * THREADS):
             client = stack.enter_context(socket.socket())
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", server.port))
             client.sendall(ask.encode())
             waiter.register(client, select.POLLRDHUP)
-        time.sleep(2)
-        # Control: while they are waited for, all threads are theirs.
-        assert not server.answers(1)
-        wait_until(lambda: server.answers(1), 2 * connections.ANSWER_S * SCALE)
-        assert waiter.poll(2 * connections.LINGER_S * SCALE * 1000)
+        assert server.answers(QUICK_S * SCALE), "they hold no thread"
+        begin = time.monotonic()
+        assert waiter.poll(2 * connections.ANSWER_S * SCALE * 1000)
+        assert time.monotonic() - begin > connections.ANSWER_S * 0.5
+
+
+def test_a_large_answer_comes_whole_also_to_a_slow_reader(server: Target) -> None:
+    with server.client() as client:
+        job_id = client.post("/v1/jobs", json=PYTHON).json()["id"]
+    claim(server.store, job_id)
+    reason = "".join(map(chr, range(0x4E00, 0x9000))) * 100
+    finish(server.store, job_id, reason=reason)
+    with server.client() as client, client.stream("GET", f"/v1/jobs/{job_id}") as answer:
+        body = bytearray()
+        for chunk in answer.iter_raw(1 << 18):
+            body += chunk
+            time.sleep(0.02)
+    assert json.loads(body)["reason"] == reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What several threads do at once for the first time: in a process of its own, since it may crash."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FIRST_USE = """
+import sys, threading
+{prepare}
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(64)
+def work():
+    barrier.wait()
+    {work}
+threads = [threading.Thread(target=work) for _ in range(64)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+RESULT = '{"verdict":"ok","reason":"","stages":[],"policy":{"name":"p"},"image":{"name":"i"},"isolation":null}'
+
+
+@pytest.mark.parametrize(
+    ("prepare", "work"),
+    [
+        ("from sandboxd import document", f"document.unpack_result(b'{RESULT}')"),
+        (
+            "import msgspec\nfrom sandboxd.jail import protocol\nfrom sandboxd.spec import StageSpec\n"
+            "from sandboxd.errors import ProtocolError",
+            "try: protocol.decode(b'\\x80', StageSpec)\n    except ProtocolError: pass",
+        ),
+    ],
+    ids=["result", "protocol"],
+)
+def test_types_are_prepared_before_threads_decode_them(prepare: str, work: str) -> None:
+    """msgspec prepares a type at its first use, and two threads at once crash the process (a worker of the API did)."""
+    for _ in range(10):
+        program = FIRST_USE.format(prepare=prepare, work=work)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
