@@ -2,6 +2,7 @@
 PREFIX ?= /opt/sandboxd
 TEST_PREFIX ?= /opt/sandboxd-tests
 PYTEST_ARGS ?=
+BENCH ?=
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -20,8 +21,8 @@ test: test-install ## install everything that is needed and run the tests
 lint: test-install ## ruff, mypy and the C compiler's warnings, as `make test` runs them too
 	@scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/test_style.py tests/test_architecture.py
 
-bench: test-install ## measure against bare processes; ratios of one run
-	@scripts/as-root scripts/bench.sh $(TEST_PREFIX)
+bench: test-install ## measure against bare processes; ratios of one run (BENCH=cold: one question, BENCH=--list: their names)
+	@scripts/as-root scripts/bench.sh $(TEST_PREFIX) $(BENCH)
 
 vm-test: ## smoke tests on pure cgroup v2 in a virtual machine (no KVM needed; builds its image once)
 	@tests/vm/run.sh
@@ -30,7 +31,7 @@ install: bootstrap ## install to PREFIX (default /opt/sandboxd) with a link in /
 	@scripts/as-root scripts/install.sh $(PREFIX) runtime
 	@scripts/as-root scripts/link.sh $(PREFIX)
 
-uninstall: ## remove PREFIX, the link and the system user; `make uninstall PURGE=--purge` removes state too
+uninstall: ## remove PREFIX and the link; `make uninstall PURGE=--purge` removes tokens, kept jobs and the system user too
 	@scripts/as-root scripts/uninstall.sh $(PREFIX) $(PURGE)
 
 lock: ## rewrite requirements/*.lock from pyproject.toml (UPGRADE=--upgrade takes newer versions)

@@ -17,6 +17,7 @@ from sandboxd.verdict import Judgement, decide, decide_job
 
 if TYPE_CHECKING:
     from sandboxd.jail.client import LauncherClient
+from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
 
 Sink = Callable[[str, bytes], None]
 """Gets each chunk of output as it comes: `stdout` or `stderr`, and the bytes."""
@@ -79,7 +80,12 @@ def judge(stage: StageSpec, outcome: StageOutcome, catalogue: Catalogue) -> Judg
     if outcome.facts.ending is Ending.CANCELLED and outcome.facts.failure is None:
         return None
     factor = catalogue.policy(stage.policy).output_kill_factor
-    return decide(outcome.facts, outcome.limits, output_kill_factor=factor)
+    judgement = decide(outcome.facts, outcome.limits, output_kill_factor=factor)
+    if judgement.verdict is Verdict.OK and outcome.files_omitted:
+        # What is missing is what the next stage would look for in vain.
+        bound = f"at most {COLLECT_FILES_MAX} files of together {COLLECT_BYTES_MAX >> 20} MiB"
+        return Judgement(verdict=Verdict.DISK_EXCEEDED, reason=f"it left more than can be handed on: {bound}")
+    return judgement
 
 
 def _ended(run: StageSpec, reports: Sequence[StageReport], catalogue: Catalogue) -> Ended:

@@ -14,6 +14,7 @@ import redis
 
 from sandboxd.errors import HostError
 from sandboxd.instance import Instance
+from sandboxd.jail.facts import Finding
 
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 SERVERS = ("redis-server", "valkey-server")
@@ -28,6 +29,16 @@ def find_server() -> str:
         if found := shutil.which(name, path=SEARCH_PATH):
             return found
     raise HostError("redis", "neither redis-server nor valkey-server is installed", "apt-get install redis-server")
+
+
+def finding(url: str) -> Finding:
+    """Whether there is a server to embed, for doctor; with a Redis at `url` none is needed."""
+    if url:
+        return Finding(name="redis", must=True, ok=True, detail="one from elsewhere is used", remedy="")
+    try:
+        return Finding(name="redis", must=True, ok=True, detail=find_server(), remedy="")
+    except HostError as error:
+        return Finding(name="redis", must=True, ok=False, detail="no server is installed", remedy=error.remedy)
 
 
 def data_folder(instance: Instance) -> Path:

@@ -45,4 +45,5 @@ def main() -> None:
     \b
     Try it:    sudo sandboxd run hello.py
     A service: sudo sandboxd serve        (HTTP on 127.0.0.1:8080)
+    Example:   echo 'print(6 * 7)' > answer.py && sudo sandboxd run answer.py
     """

@@ -8,6 +8,8 @@ import os
 import click
 import msgspec
 
+from sandboxd import redis_server
+from sandboxd.config import load_settings
 from sandboxd.delegation import ensure_delegated
 from sandboxd.jail.facts import Finding, findings
 
@@ -26,7 +28,7 @@ def command(as_json: bool) -> None:
     """
     if os.geteuid() == 0:
         ensure_delegated()  # what `run` and `serve` would do: cgroups are judged by the scope they would have
-    found = findings()
+    found = [*findings(), redis_server.finding(load_settings().redis_url)]
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
     else:

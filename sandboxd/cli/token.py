@@ -12,7 +12,11 @@ from sandboxd.instance import Instance
 
 @click.group()
 def command() -> None:
-    """The token that clients of the service on this machine send."""
+    """The token that clients of the service on this machine send.
+
+    \b
+    Example:  sudo sandboxd token show
+    """
 
 
 @command.command()

@@ -46,6 +46,7 @@ def host_facts() -> HostFacts:
         landlock_abi=landlock,
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
         cpus=len(os.sched_getaffinity(0)),
+        core_limit=0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1,
     )
 
 
@@ -144,11 +145,14 @@ def _merged_usr() -> tuple[bool, str]:
     return Path("/bin").is_symlink() and Path("/lib").is_symlink(), "/bin and /lib are links into /usr"
 
 
+def _core_is_piped() -> bool:
+    """Whether a crash starts a helper of the host's, or sends to a socket of it."""
+    return _core_pattern().startswith(("|", "@"))
+
+
 def _core() -> tuple[bool, str]:
     pattern = _core_pattern()
-    return not pattern.startswith(
-        ("|", "@")
-    ), f"core_pattern is {pattern!r}; jobs run with RLIMIT_CORE 1, which starts no helper"
+    return not _core_is_piped(), f"core_pattern is {pattern!r}; jobs run with RLIMIT_CORE 1, which starts no helper"
 
 
 def _binfmt() -> tuple[bool, str]:
@@ -190,6 +194,8 @@ def raise_resource_limits() -> None:
 
 def _resource_limits() -> tuple[bool, str]:
     hard = {name: resource.getrlimit(number)[1] for name, (number, _) in _NEEDED_LIMITS.items()}
+    if hard["core"] == 0 and not _core_is_piped():
+        hard["core"] = 1  # sudo sets 0, and nothing but a helper makes 0 and 1 differ
     low = [
         f"{name} {hard[name]}, {needed} needed"
         for name, (_, needed) in _NEEDED_LIMITS.items()
@@ -235,7 +241,10 @@ _MUSTS = (
     _Check(
         name="resource limits",
         probe=_resource_limits,
-        remedy="ulimit -Hs unlimited, ulimit -Hc unlimited, or LimitSTACK=, LimitCORE= in the unit",
+        remedy=(
+            "ulimit -Hs unlimited, ulimit -Hc unlimited, or LimitSTACK=, LimitCORE= in the unit; for core below sudo: "
+            "`Defaults rlimit_core=default` in sudoers, or a core_pattern without a pipe"
+        ),
     ),
     _Check(name="merged /usr", probe=_merged_usr, remedy="apt-get install usrmerge"),
 )

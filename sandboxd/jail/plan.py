@@ -55,6 +55,10 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     landlock_abi: int
     last_capability: int
     cpus: int
+    core_limit: Literal[0, 1] = 1
+    """RLIMIT_CORE of payloads. At 1 the kernel starts no helper of a pipe pattern, at 0 it would; either way no file is
+    written (core(5)). 0 only where the launcher's own hard limit is 0, as below sudo, and the pattern is no pipe.
+    """
 
 
 class Programs(Struct, frozen=True, kw_only=True):
@@ -92,7 +96,7 @@ def job_plan(stage: StageSpec, inputs: BuildInputs) -> tuple[PlannedStep, ...]:
     owner = _inside(inputs, _payload_id(inputs))
     return (
         *_planned(Phase.JOB, _file_steps(stage.files, owner)),
-        *_planned(Phase.PAYLOAD, _rlimit_steps(stage.limits)),
+        *_planned(Phase.PAYLOAD, _rlimit_steps(stage.limits, inputs.host.core_limit)),
         *_planned(Phase.EXEC, _exec_steps(stage)),
     )
 
@@ -309,12 +313,11 @@ def _file_steps(files: tuple[InputFile, ...], owner: int) -> list[Step]:
     ]
 
 
-def _rlimit_steps(limits: Limits) -> list[Step]:
+def _rlimit_steps(limits: Limits, core: int) -> list[Step]:
     """Payload's steps, not PID 1's: RLIMIT_FSIZE would kill it while it copies inputs. The cgroup is the wall for CPU
     time and
     processes; RLIMIT_CPU and RLIMIT_NPROC stand behind it. RLIMIT_AS stays unset (JVM, Go, sanitizers)."""
     cpu_s = -(-limits.cpu_time_ns // NANOSECONDS) + 1
-    core = 1  # at 1 the kernel starts no pipe helper, at 0 it would; either way no core file is written (core(5))
     return [
         st.SetRlimit("core", resource.RLIMIT_CORE, core, core),
         st.SetRlimit("cpu seconds", resource.RLIMIT_CPU, cpu_s, cpu_s + 1),

@@ -187,3 +187,26 @@ def test_a_run_that_is_ended_takes_its_own_launcher_along(
         status = process.wait(20 * SCALE)
         assert status == (-9 if number is signal.SIGKILL else 130)
     wait_until(lambda: not (RUN_ROOT / name).exists() and not processes_of(name), 20 * SCALE)
+
+
+def test_it_works_below_sudo_which_takes_the_core_limit_away(environment: dict[str, str], script: Any) -> None:
+    """sudo's default is a hard limit of 0, which only CAP_SYS_RESOURCE could raise again."""
+    environment["SANDBOXD_INSTANCE"] = f"nobody-{os.getpid()}"
+    lower = [
+        "/usr/bin/prlimit",
+        "--core=0:0",
+        "/usr/bin/setpriv",
+        "--bounding-set=-sys_resource",
+        "--inh-caps=-sys_resource",
+    ]
+    program = script("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
+    done = subprocess.run(
+        [*lower, *RUN, program], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=60 * SCALE, check=False,
+    )  # fmt: skip
+    piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "@"))
+    if piped:
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "core 0, 1 needed" in done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (0, "(0, 0)\n"), done.stderr
