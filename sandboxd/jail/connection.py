@@ -143,6 +143,8 @@ class Connection:
     def on_admitted(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         sandbox.build()
+        if self._stage is not None:  # it could be built
+            sandbox.prepare(self._stage)
 
     def on_ready(self) -> None:
         if self._sandbox is not None and self._stage is not None:

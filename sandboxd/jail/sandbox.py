@@ -53,6 +53,7 @@ CPU_CHECK_MIN_S = 0.002
 CPU_CHECK_IDLE_S = 0.005
 OOM_CHECK_S = 0.001
 OOM_CHECK_MAX_S = 0.1
+TEAR_DOWN_DELAY_S = 0.001
 REMOVE_RETRY_S = 0.005
 REMOVE_DEADLINE_S = 5.0
 _FIRST_FD = 3
@@ -112,6 +113,7 @@ class Sandbox:
         self._tree = -1
         self._limits: Limits = inputs.policy.ceilings
         self._stage: StageSpec | None = None
+        self._job_fd = -1
         self._streams: Streams | None = None
         self._started: Report | None = None
         self._ended: Report | None = None
@@ -125,6 +127,7 @@ class Sandbox:
         self._cpu_check_s = CPU_CHECK_MIN_S
         self._oom_check_s = OOM_CHECK_S
         self._remove_deadline = 0.0
+        self._torn_down = False
         self._denied: DeniedCalls | None = None
 
     # --- birth
@@ -163,8 +166,24 @@ class Sandbox:
 
     # --- job
 
+    def prepare(self, stage: StageSpec) -> None:
+        """Everything of a job that needs no sandbox: done while init builds, it delays nobody."""
+        try:
+            self._prepare(stage)
+        except OSError as error:
+            self._fail(StepError("Prepare", str(error.filename or error.strerror), error.errno or 0))
+
+    def _prepare(self, stage: StageSpec) -> None:
+        env = (f"{name}={value}" for name, value in plan.environment(stage).items())
+        job_list = wire.encode(plan.job_plan(stage, self._inputs), stage.argv, env)
+        self._job_fd = syscalls.sealed_memfd("sandboxd-job", job_list)
+        payload_id = self._inputs.id_base + plan.PAYLOAD_ID
+        self._streams = Streams(stage.stdin, payload_id, self._on_chunk, self._owner.on_stdin_taken)
+
     def give(self, stage: StageSpec) -> None:
-        """Lowers the limits to the job's and hands it over. Precondition: READY; the stage was validated."""
+        """Lowers the limits to the job's and hands it over, prepared or not. Precondition: READY; the stage was
+        validated, and is the one that was prepared.
+        """
         self._stage = stage
         self._limits = stage.limits
         self.state = State.RUNNING
@@ -178,17 +197,17 @@ class Sandbox:
         self._after(BUILD_DEADLINE_S, self._on_start_deadline, State.RUNNING)
 
     def _send_job(self, stage: StageSpec) -> None:
-        env = (f"{name}={value}" for name, value in plan.environment(stage).items())
-        job_list = wire.encode(plan.job_plan(stage, self._inputs), stage.argv, env)
-        payload_id = self._inputs.id_base + plan.PAYLOAD_ID
-        memfd = syscalls.sealed_memfd("sandboxd-job", job_list)
-        try:
-            self._streams = Streams(stage.stdin, payload_id, self._on_chunk, self._owner.on_stdin_taken)
-            socket.send_fds(self._control, [b"j"], [memfd, *self._streams.ends])
-        finally:
-            os.close(memfd)
-            if self._streams is not None:
-                self._streams.close_ends()
+        if self._streams is None:
+            self._prepare(stage)
+        if self._streams is not None:
+            socket.send_fds(self._control, [b"j"], [self._job_fd, *self._streams.ends])
+            self._streams.close_ends()
+        self._close_job()
+
+    def _close_job(self) -> None:
+        if self._job_fd >= 0:
+            os.close(self._job_fd)
+            self._job_fd = -1
 
     def write_stdin(self, chunk: bytes) -> None:
         """Queues a chunk for the payload. Precondition: the job was given."""
@@ -419,10 +438,11 @@ class Sandbox:
         try:
             self._owner.on_over(facts, files, omitted)
         finally:
-            self._tear_down()
+            # A client that has its next job at hand is served first: teardown then runs while that one's init builds.
+            self._after(TEAR_DOWN_DELAY_S, self._tear_down, State.OVER)
 
     def _facts(self) -> Facts:
-        if self._tree < 0 or self._streams is None:
+        if self._tree < 0 or self._stage is None or self._streams is None:
             return no_facts(self._failure, self._ending)
         oom = self._leaf.oom()
         peak = self._leaf.processes_peak()
@@ -459,7 +479,10 @@ class Sandbox:
 
     def _tear_down(self) -> None:
         """Lets PID 1 go (end of file on its control socket); when it is reaped the cgroup and the slot follow."""
+        self._torn_down = True
+        self._close_job()
         if self._streams is not None:
+            self._streams.close_ends()
             self._streams.close()
         # Sandbox and streams know each other: what they hold must not wait for the collector of cycles.
         self._stage = self._streams = None
@@ -487,6 +510,9 @@ class Sandbox:
     def _remove(self) -> None:
         """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and said so."""
         self._cancel_timers()
+        if not self._torn_down:  # PID 1 died before it was let go
+            self._tear_down()
+            return
         if self._outer_fd >= 0:
             self._after(KILL_RETRY_S, self._insist, State.OVER)
             return
