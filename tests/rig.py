@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import subprocess
 import time
 from collections.abc import Iterator
@@ -139,3 +140,20 @@ def release(store: Store, job_id: str, *, lost: bool, attempt: int | None = None
 
 def queue_of(store: Store) -> JobQueue:
     return JobQueue(store)
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """A few bytes changed, cut out, put in or doubled."""
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 6)):
+        at = chance.randrange(len(changed)) if changed else 0
+        match chance.randrange(4):
+            case 0:
+                changed[at : at + 1] = bytes([chance.randrange(256)])
+            case 1:
+                del changed[at : at + chance.randint(1, 9)]
+            case 2:
+                changed[at:at] = bytes([chance.choice([0x00, 0x7F, 0x80, 0x90, 0xC0, 0xC6, 0xDB, 0xDD, 0xDF, 0xFF])])
+            case _:
+                changed[at:at] = changed[at : at + chance.randint(1, 40)]
+    return bytes(changed)

@@ -106,8 +106,8 @@ def load_profile(path: Path) -> Profile:
         text, _, where = str(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".")
         raise PolicyError(f"{path.name}: {key}" if key else path.name, text) from error
-    except msgspec.DecodeError as error:
-        raise PolicyError(path.name, f"not valid JSON: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(path.name, f"not valid JSON in UTF-8: {error}") from error
     _check(path.name, document)
     return Profile(
         name=path.stem,

@@ -68,6 +68,8 @@ static int map_list(int fd, struct image *out)
         return -1;
     const struct step *steps = (const struct step *)(base + sizeof *head);
     for (uint32_t i = 0; i < head->steps; i++) {
+        if (steps[i].slot >= SLOT_COUNT)
+            return -1;
         for (int k = 0; k < 4; k++)
             if (steps[i].str[k] >= size)
                 return -1;
