@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import sandboxd
-from sandboxd.audit import host
-from sandboxd.audit.corpus import GRAVE, Case
+from sandboxd.audit import host, soak
+from sandboxd.audit.corpus import GRAVE, Case, Severity
 from sandboxd.audit.judge import Judged, Observation, State, judge, judge_control, judge_without
 from sandboxd.audit.target import CommandTarget, LauncherTarget, Routed, Target
 from sandboxd.document import now_rfc3339
@@ -26,6 +26,7 @@ from sandboxd.spec import Struct
 ALL_WALLS = "all walls"
 CONTROL = "control"
 DEPTH = "without"
+SOAK = "soak"
 _AT_ONCE = min(2, os.cpu_count() or 1)
 """Launchers that work at the same time."""
 NO_WALL = "none"
@@ -101,16 +102,26 @@ def plan(cases: Sequence[Case], *, quick: bool, layers: Sequence[str] = LAYERS) 
 
 
 def audit(
-    cases: Sequence[Case], *, quick: bool, on_run: Callable[[Run, Row | None], None] = lambda _run, _row: None
+    cases: Sequence[Case],
+    *,
+    quick: bool,
+    soak_jobs: int = 0,
+    on_run: Callable[[Run, Row | None], None] = lambda _run, _row: None,
+    on_job: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Attack our own sandbox. `on_run` is called before and after each run. Raises HostError, LauncherUnavailable."""
+    """Attack our own sandbox. `on_run` is called before and after each run, `on_job` after each job of a soak.
+
+    Raises HostError, LauncherUnavailable.
+    """
     begin = time.monotonic()
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
     with _state_root() as state_root, Routed() as routed, ThreadPoolExecutor(_AT_ONCE) as threads:
         auditor = _Auditor(state_root, routed, on_run)
         # The first one fills the cache of digests and versions for all others.
         done = [auditor.audit(0, groups[0]), *threads.map(auditor.audit, range(1, len(groups)), groups[1:])]
+        findings = soak.soak(state_root, routed, cases, soak_jobs, on_job) if soak_jobs else ()
     rows = [row for group in done for row in group.rows]
+    rows += [_soak_row(finding) for finding in findings]
     found = [change for group in done for change in group.changes]
     return _report("sandboxd", quick, done[0].isolation, rows, found, begin)
 
@@ -221,6 +232,18 @@ def _row_of(run: Run, judged: Judged) -> Row:
         walls=run.walls,
         state=judged.state,
         evidence=judged.evidence,
+    )
+
+
+def _soak_row(finding: soak.Finding) -> Row:
+    return Row(
+        case=finding.what,
+        topic=SOAK,
+        severity=Severity.PEER_DENIAL,
+        source="many jobs at once",
+        walls=ALL_WALLS,
+        state=finding.state,
+        evidence=finding.evidence,
     )
 
 

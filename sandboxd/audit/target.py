@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import signal
@@ -140,6 +141,13 @@ class LauncherTarget:
             facts=seen.facts,
             reason=seen.reason,
         )
+
+    @contextlib.contextmanager
+    def another_client(self) -> Iterator[LauncherTarget]:
+        """The same launcher, asked over a connection of its own: for another thread."""
+        other = copy.copy(self)
+        with contextlib.closing(LauncherClient(self.instance.launcher_socket)) as other._client:
+            yield other
 
     def warm_up(self, cases: Sequence[Case]) -> None:
         """A job of each program, so that what the launcher keeps for ever is there before it is measured."""

@@ -29,6 +29,9 @@ OURS = "sandboxd"
 @click.option("--quick", is_flag=True, help="Leave out the slow cases: under a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option(
+    "--soak", "soak_jobs", type=click.IntRange(0, 10_000_000), default=0, help="Run so many jobs at the end, mixed."
+)
+@click.option(
     "--against",
     type=click.Choice([OURS, *COMMANDS, suite.NO_WALL]),
     default=OURS,
@@ -38,7 +41,9 @@ OURS = "sandboxd"
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write the report to this file (Markdown).")
 @click.argument("words", nargs=-1)
 @reported
-def command(quick: bool, as_json: bool, against: str, page: Path | None, words: tuple[str, ...]) -> None:
+def command(
+    quick: bool, as_json: bool, soak_jobs: int, against: str, page: Path | None, words: tuple[str, ...]
+) -> None:
     """Attack this host's own sandboxes, and say what held. WORDS: only cases whose name or topic has one of them.
 
     Runs hostile programs through a launcher of its own, with all walls, with one wall at a time taken away, and as
@@ -48,12 +53,13 @@ def command(quick: bool, as_json: bool, against: str, page: Path | None, words: 
     Exit status 0: nothing escaped, leaked or stayed, and every control worked. 1: something did.
     Example:  sudo sandboxd audit --quick
               sudo sandboxd audit --against none namespaces
+              sudo sandboxd audit --quick --soak 10000
     """
     if os.geteuid() != 0:
         raise HostError("root", "the audit starts launchers of its own", "run it with sudo")
     ensure_delegated()
     cases = chosen(words)
-    found = _with_progress(cases, quick=quick, against=against)
+    found = _with_progress(cases, quick=quick, soak_jobs=soak_jobs, against=against)
     if page is not None:
         page.write_text(report.markdown(found), encoding="utf-8")
     if as_json:
@@ -74,7 +80,7 @@ def chosen(words: tuple[str, ...]) -> list[Case]:
     return found
 
 
-def _with_progress(cases: list[Case], *, quick: bool, against: str) -> Report:
+def _with_progress(cases: list[Case], *, quick: bool, soak_jobs: int, against: str) -> Report:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(
@@ -88,7 +94,13 @@ def _with_progress(cases: list[Case], *, quick: bool, against: str) -> Report:
                 progress.advance(task)
 
         if against == OURS:
-            return suite.audit(cases, quick=quick, on_run=on_run)
+            progress.update(task, total=len(suite.plan(cases, quick=quick)) + soak_jobs)
+
+            def on_job() -> None:
+                progress.update(task, description=f"{'soak':<65}")
+                progress.advance(task)
+
+            return suite.audit(cases, quick=quick, soak_jobs=soak_jobs, on_run=on_run, on_job=on_job)
         return suite.compare(against, cases, on_run=on_run)
 
 

@@ -50,6 +50,22 @@ def test_most_attacks_work_where_there_is_no_wall() -> None:
     assert worked > 0.8 * len(found.rows)
 
 
+@pytest.mark.timeout(300 * SCALE)
+def test_among_hostile_jobs_an_honest_one_keeps_its_verdict_and_nothing_is_left() -> None:
+    """A short soak. Its figures are those of a busy machine here: what is left and what is untrue are not."""
+    done = subprocess.run(
+        [*AUDIT, "--quick", "--json", "--soak", "150", "verdicts"],
+        capture_output=True,
+        check=False,
+        timeout=300 * SCALE,
+    )
+    rows = [row for row in msgspec.json.decode(done.stdout, type=Report).rows if row.topic == "soak"]
+    found = {row.case: row.state for row in rows if row.case not in ("their median CPU time", "CPU beyond its limit")}
+    assert len(rows) == 6
+    assert len(found) == 4
+    assert set(found.values()) == {State.HELD}, rows
+
+
 def test_a_word_that_names_no_case_is_a_usage_error() -> None:
     done = subprocess.run([*AUDIT, "no such case"], capture_output=True, text=True, check=False, timeout=60 * SCALE)
     assert done.returncode == 2

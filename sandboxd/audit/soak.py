@@ -1,0 +1,139 @@
+"""Thousands of hostile and honest jobs, two for each core at once: nothing drifts, honest ones keep their verdict.
+
+What is judged here: every hostile job's answer; what is left when all have ended; the honest jobs' verdicts, and their
+CPU time against that of the same job alone; how far a loop gets beyond its CPU limit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sandboxd.audit import host
+from sandboxd.audit.corpus import SUCCEEDED, Case, Severity, Table
+from sandboxd.audit.judge import Observation, State
+from sandboxd.audit.target import LauncherTarget, Routed
+from sandboxd.result import Verdict
+from sandboxd.spec import NANOSECONDS, Struct
+
+JOBS_AT_ONCE_PER_CORE = 2
+HONEST_EVERY = 20
+ALONE = 9
+SLOWER_MAX = 1.10
+"""Median CPU time of an honest job among hostile ones, against alone."""
+BEYOND_LIMIT_MAX_S = 0.060
+"""95th percentile of what a loop uses beyond its CPU limit."""
+
+HONEST = Case(
+    id="honest",
+    topic="soak",
+    args=(),
+    table=Table(
+        name="honest",
+        severity=Severity.PEER_DENIAL,
+        source="a job like most",
+        program="honest.py",
+        answers=("held",),
+        uncontrolled="it is the control",
+    ),
+)
+CPU_BURN = "cpu burn-loop"
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing that a soak looks at."""
+
+    what: str
+    state: State
+    evidence: str
+
+
+class _Run(Struct, frozen=True, kw_only=True):
+    case: Case
+    seen: Observation
+
+
+def soak(
+    state_root: Path, routed: Routed, cases: Sequence[Case], jobs: int, on_job: Callable[[], None]
+) -> tuple[Finding, ...]:
+    """Runs that many jobs. Raises LauncherUnavailable."""
+    chosen = [case for case in cases if not (case.table.slow or case.table.beside or case.table.before)]
+    with LauncherTarget(99, state_root, routed=routed) as target:
+        target.warm_up([*chosen, HONEST])
+        alone = [_cpu_s(target.observe(HONEST, ())) for _ in range(ALONE)]
+        before, state = host.job_traces(target), host.host_state(target)
+        runs = _at_once(target, _order(chosen, jobs), on_job)
+        return (
+            _hostile(runs),
+            *_honest(runs, statistics.median(alone)),
+            *_limits(runs),
+            _finding("left behind", host.left_behind(target, before), "nothing"),
+            _finding("changes of the host", "; ".join(host.changes(state, host.host_state(target))), "none"),
+        )
+
+
+def _order(cases: Sequence[Case], jobs: int) -> list[Case]:
+    """Hostile ones in an order that is the same each time, an honest one now and then."""
+    chance = random.Random(jobs)  # noqa: S311  # an order, not a secret
+    hostile = itertools.chain.from_iterable(chance.sample(cases, len(cases)) for _ in itertools.count())
+    return [HONEST if number % HONEST_EVERY == 0 else next(hostile) for number in range(jobs)]
+
+
+def _at_once(target: LauncherTarget, order: Sequence[Case], on_job: Callable[[], None]) -> list[_Run]:
+    count = JOBS_AT_ONCE_PER_CORE * (os.cpu_count() or 1)
+
+    def work(number: int) -> list[_Run]:
+        done = []
+        with target.another_client() as own:
+            for case in order[number::count]:
+                done.append(_Run(case=case, seen=own.observe(case, case.args)))
+                on_job()
+        return done
+
+    with ThreadPoolExecutor(count) as threads:
+        return [run for part in threads.map(work, range(count)) for run in part]
+
+
+def _hostile(runs: Sequence[_Run]) -> Finding:
+    wrong = [
+        run.case.id
+        for run in runs
+        if run.seen.answer == SUCCEEDED or run.seen.verdict in (None, Verdict.INTERNAL_ERROR)
+    ]
+    number = sum(run.case is not HONEST for run in runs)
+    return _finding(f"{number} hostile jobs", ", ".join(wrong[:5]), "none worked, none failed by our fault")
+
+
+def _honest(runs: Sequence[_Run], alone_s: float) -> tuple[Finding, Finding]:
+    honest = [run.seen for run in runs if run.case is HONEST]
+    wrong = [seen for seen in honest if seen.verdict is not Verdict.OK or seen.answer != "held"]
+    ratio = statistics.median(map(_cpu_s, honest)) / alone_s
+    text = f"{ratio:.3f} times that of the job alone ({alone_s:.3f} s)"
+    return (
+        _finding(f"{len(honest)} honest jobs", f"{len(wrong)} lost their verdict" if wrong else "", "all ok"),
+        _finding("their median CPU time", text if ratio > SLOWER_MAX else "", text),
+    )
+
+
+def _limits(runs: Sequence[_Run]) -> tuple[Finding, ...]:
+    beyond = sorted(
+        _cpu_s(run.seen) - float(run.case.table.limits["cpu_time_s"]) for run in runs if run.case.id == CPU_BURN
+    )
+    if not beyond:
+        return ()
+    worst_s = beyond[int(0.95 * (len(beyond) - 1))]
+    text = f"{1000 * worst_s:.1f} ms, 95th percentile of {len(beyond)}"
+    return (_finding("CPU beyond its limit", text if worst_s > BEYOND_LIMIT_MAX_S else "", text),)
+
+
+def _cpu_s(seen: Observation) -> float:
+    return seen.facts.cpu_time_ns / NANOSECONDS if seen.facts is not None else 0.0
+
+
+def _finding(what: str, wrong: str, right: str) -> Finding:
+    return Finding(what=what, state=State.BROKEN if wrong else State.HELD, evidence=wrong or right)
