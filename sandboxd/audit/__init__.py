@@ -7,5 +7,6 @@ judge         what was seen, against what a case expects                        
 target        runs a case: in our sandbox, or in another one's
 host          what of a job could stay on the host, before and after
 suite         the whole: walls on, one wall off at a time, the controls
+soak          many jobs at once, hostile and honest: what drifts
 report        a page for people, JSON for programs
 """

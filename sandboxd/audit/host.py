@@ -43,7 +43,7 @@ class JobTraces(Struct, frozen=True, kw_only=True):
     slots: tuple[int, ...]
     processes: tuple[int, ...]
     mounts: int
-    """Of this process's namespace and the launcher's."""
+    """Of the instance, in this process's namespace and the launcher's."""
     shared_memory: tuple[str, ...]
     sysv: tuple[str, ...]
     keys: tuple[str, ...]
@@ -93,8 +93,12 @@ def job_traces(target: LauncherTarget) -> JobTraces:
         cgroups=tuple(sorted(_cgroups(target))),
         slots=tuple(number for number, owner in slots.claimed().items() if owner == instance),
         processes=tuple(_processes(instance)),
-        mounts=sum(len((path / "mountinfo").read_bytes().splitlines()) for path in (Path("/proc/self"), launcher)),
-        shared_memory=tuple(sorted(path.name for path in _SHARED_MEMORY.glob("*"))),
+        mounts=sum(
+            instance in line
+            for process in (Path("/proc/self"), launcher)
+            for line in (process / "mountinfo").read_text().splitlines()
+        ),
+        shared_memory=tuple(_shared_memory()),
         sysv=tuple(_sysv()),
         keys=tuple(_keys()),
         launcher_files=_files(launcher),
@@ -156,16 +160,28 @@ def _processes(instance: str) -> Iterator[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                in_slot = slots.FIRST_ID <= entry.stat().st_uid < slots.LAST_ID
-                if in_slot and f"sandboxd-{instance}/" in Path(entry.path, "cgroup").read_text():
+                if _is_slots(entry.stat().st_uid) and f"sandboxd-{instance}/" in Path(entry.path, "cgroup").read_text():
                     yield int(entry.name)
+
+
+def _is_slots(uid: int) -> bool:
+    """Whether a host id is one of a job's: what others do on the host meanwhile is not looked at."""
+    return slots.FIRST_ID <= uid < slots.LAST_ID
+
+
+def _shared_memory() -> Iterator[str]:
+    for path in sorted(_SHARED_MEMORY.glob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            if _is_slots(path.lstat().st_uid):
+                yield path.name
 
 
 def _sysv() -> Iterator[str]:
     for kind in ("shm", "sem", "msg"):
         with contextlib.suppress(FileNotFoundError):
-            for line in Path("/proc/sysvipc", kind).read_text().splitlines()[1:]:
-                yield f"{kind} {line.split()[1]}"
+            names, *lines = Path("/proc/sysvipc", kind).read_text().splitlines()
+            uid = names.split().index("uid")
+            yield from (f"{kind} {line.split()[1]}" for line in lines if _is_slots(int(line.split()[uid])))
 
 
 def _keys() -> Iterator[str]:
@@ -173,7 +189,7 @@ def _keys() -> Iterator[str]:
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/key-users").read_text().splitlines():
             uid = int(line.split(":")[0])
-            if slots.FIRST_ID <= uid < slots.LAST_ID:
+            if _is_slots(uid):
                 yield str(uid)
 
 

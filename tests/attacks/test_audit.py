@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sandboxd.audit.corpus import Case
 from sandboxd.audit.judge import State
 from sandboxd.audit.suite import Report
 from sandboxd.audit.target import LauncherTarget
+from sandboxd.jail import slots
 
 pytestmark = pytest.mark.root
 
@@ -98,6 +100,8 @@ def test_what_a_job_leaves_is_noticed(target: LauncherTarget) -> None:
     assert host.left_behind(target, before) == ""
     left = Path("/dev/shm/left-by-a-test")
     left.touch()
+    assert host.left_behind(target, before) == "", "what others make is not looked at"
+    os.chown(left, slots.FIRST_ID + 7, 0)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(host, "SETTLE_S", 0.1)
