@@ -370,9 +370,9 @@ def test_a_result_waits_for_redis_to_come_back(service: Service) -> None:
 
 @pytest.fixture
 def room(service: Service) -> Iterator[Callable[[float], None]]:
-    """Sets Redis's maxmemory, as a multiple of what it uses now (16 MiB and a little); none afterwards."""
+    """Sets Redis's maxmemory, as a multiple of what it uses now (64 MiB and more); none afterwards."""
     # In small pieces: the buffers that a large one needs are given back some time later.
-    ballast = [f"ballast:{number}" for number in range(256)]
+    ballast = [f"ballast:{number}" for number in range(1024)]
     for name in ballast:
         service.store.client.set(name, bytes(65_536))
 
@@ -414,7 +414,7 @@ def test_a_result_that_finds_no_room_is_told_and_not_tried_again(
         "import os, time; time.sleep(1); os.write(1, os.urandom(15_000_000)) and None",
         limits={"output_bytes": 16 << 20},
     )
-    room(1.6)
+    room(1.12)
     job = service.get(job_id)
     assert (job["state"], job["verdict"]) == ("failed", "internal_error")
     assert "no room for the result" in job["reason"]
