@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
 from sandboxd.errors import HostError, LauncherUnavailable
 from sandboxd.instance import PRIVATE_PREFIX, Instance
@@ -16,7 +18,7 @@ from sandboxd.jail.client import LauncherClient
 
 START_DEADLINE_S = 60.0
 """A first start walks /usr for the image's digest and asks every language for its version."""
-_STOP_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 10.0
 _POLL_S = 0.01
 
 
@@ -47,35 +49,61 @@ def local_launcher(instance: Instance) -> Iterator[LauncherClient]:
             "root", f"no launcher of instance {instance.name!r} runs, and starting one takes root", "run it with sudo"
         )
     private = Instance(name=f"{PRIVATE_PREFIX}{os.getpid()}", state_root=instance.state_root)
-    child = _spawn(private)
+    with launcher_process(private), contextlib.closing(LauncherClient(private.launcher_socket)) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def launcher_process(
+    instance: Instance,
+    *,
+    prefix: Sequence[str] = (),
+    without: Sequence[str] = (),
+    policies: Path | None = None,
+    log: IO[bytes] | None = None,
+    stop_deadline_s: float = STOP_DEADLINE_S,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A launcher that is ready, and is stopped afterwards. `prefix` is a command that becomes the launcher's, `without`
+    the walls to leave out; it prints to `log`, else where we do.
+
+    Raises LauncherUnavailable when it does not start.
+    """
+    child = _spawn(instance, prefix, without, policies, log)
     try:
-        _await(private, child)
-        with contextlib.closing(LauncherClient(private.launcher_socket)) as client:
-            yield client
+        _await(instance, child)
+        yield child
     finally:
         child.terminate()
         try:
-            child.wait(_STOP_DEADLINE_S)
+            child.wait(stop_deadline_s)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
 
 
-def _spawn(private: Instance) -> subprocess.Popen[bytes]:
+def _spawn(
+    instance: Instance, prefix: Sequence[str], without: Sequence[str], policies: Path | None, log: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
     """Quiet unless something is wrong; not in our process group, so that Ctrl-C reaches us alone."""
     # However this process ends, the launcher is told to, and cleans up.
     lifeline = ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--"]
-    command = [*lifeline, sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet", "--instance", private.name]
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": private.state_root}
+    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet", "--instance", instance.name]
+    command += [part for layer in without for part in ("--without", layer)]
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": instance.state_root}
     for name in ("SANDBOXD_POLICIES", "SANDBOXD_IN_SCOPE"):
         if name in os.environ:
             environment[name] = os.environ[name]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
+    if policies is not None:
+        environment["SANDBOXD_POLICIES"] = str(policies)
+    return subprocess.Popen(
+        [*lifeline, *prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+        process_group=0,
+    )  # fmt: skip
 
 
-def _await(private: Instance, child: subprocess.Popen[bytes]) -> None:
+def _await(instance: Instance, child: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    while not is_running(private):
+    while not is_running(instance):
         if child.poll() is not None:
             raise LauncherUnavailable(f"the private launcher ended with status {child.returncode}; see above")
         if time.monotonic() > deadline:

@@ -14,11 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
+from sandboxd.audit import host
 from sandboxd.catalogue import Catalogue
 from sandboxd.instance import RUN_ROOT, Instance
-from sandboxd.jail import slots
 from sandboxd.jail.client import LauncherClient
 from sandboxd.local_launcher import is_running
 from sandboxd.policy.merge import effective_limits
@@ -255,32 +253,18 @@ class LauncherUnderTest:
 
     def cgroups(self) -> list[Path]:
         """Leaves of sandboxes that exist now, in every hierarchy."""
-        record = self.instance.run_dir / "cgroups.json"
-        if not record.exists():
-            return []
-        parents = [Path(path) for path in msgspec.json.decode(record.read_bytes())]
-        return [leaf for parent in parents if parent.is_dir() for leaf in parent.glob("slot-*")]
+        return host.sandbox_cgroups(self.instance)
 
     def slots(self) -> list[int]:
-        return [number for number, owner in slots.claimed().items() if owner == self.instance.name]
+        return host.claimed_slots(self.instance)
 
     def sandbox_pids(self) -> list[int]:
-        """Processes whose uid lies in a slot's block: payloads and PID 1s of any instance of ours."""
-        return [pid for pid, uid in _uids() if slots.FIRST_ID <= uid < slots.LAST_ID and self._is_ours(pid)]
-
-    def _is_ours(self, pid: int) -> bool:
-        try:
-            return f"sandboxd-{self.instance.name}/" in Path(f"/proc/{pid}/cgroup").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        """Payloads and PID 1s of this launcher's."""
+        return host.sandbox_pids(self.instance)
 
     def open_fds(self) -> int:
-        """The launcher's descriptors; not the build lists, of which one is kept for each slot used once."""
-        count = 0
-        for entry in os.scandir(f"/proc/{self.process.pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                count += "memfd:sandboxd-build" not in os.readlink(entry.path)
-        return count
+        """The launcher's descriptors, its kept build lists left out."""
+        return host.open_files(self.process.pid)
 
     def await_fds(self, at_most: int) -> None:
         """A connection is closed a moment after its client's end."""
@@ -300,10 +284,3 @@ class LauncherUnderTest:
         """After the launcher's own end."""
         self.await_nothing_left()
         assert not (RUN_ROOT / self.instance.name).exists(), "the run directory is left"
-
-
-def _uids() -> Iterator[tuple[int, int]]:
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                yield int(entry.name), entry.stat().st_uid

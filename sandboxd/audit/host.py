@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from sandboxd.audit.target import LauncherTarget
+from sandboxd.instance import Instance
 from sandboxd.jail import slots
 from sandboxd.jail.sweeper import RECORD
 from sandboxd.spec import MIB, Struct
@@ -87,21 +88,21 @@ class KernelLog:
 
 
 def job_traces(target: LauncherTarget) -> JobTraces:
-    instance = target.instance.name
+    instance = target.instance
     launcher = Path("/proc", str(target.process.pid))
     return JobTraces(
-        cgroups=tuple(sorted(_cgroups(target))),
-        slots=tuple(number for number, owner in slots.claimed().items() if owner == instance),
-        processes=tuple(_processes(instance)),
+        cgroups=tuple(sorted(map(str, sandbox_cgroups(instance)))),
+        slots=tuple(claimed_slots(instance)),
+        processes=tuple(sandbox_pids(instance)),
         mounts=sum(
-            instance in line
+            instance.name in line
             for process in (Path("/proc/self"), launcher)
             for line in (process / "mountinfo").read_text().splitlines()
         ),
         shared_memory=tuple(_shared_memory()),
         sysv=tuple(_sysv()),
         keys=tuple(_keys()),
-        launcher_files=_files(launcher),
+        launcher_files=open_files(target.process.pid),
     )
 
 
@@ -149,19 +150,38 @@ def changes(before: HostState, after: HostState) -> list[str]:
     return found
 
 
-def _cgroups(target: LauncherTarget) -> Iterator[str]:
-    with contextlib.suppress(FileNotFoundError):
-        for parent in msgspec.json.decode((target.run_dir / RECORD).read_bytes(), type=list[str]):
-            yield from (str(path) for path in Path(parent).glob("slot-*"))
+def sandbox_cgroups(instance: Instance) -> list[Path]:
+    """Leaves of sandboxes that exist now, in every hierarchy."""
+    try:
+        parents = msgspec.json.decode((instance.run_dir / RECORD).read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return []
+    return [leaf for parent in parents for leaf in Path(parent).glob("slot-*")]
 
 
-def _processes(instance: str) -> Iterator[int]:
-    """Whose uid lies in a slot's block, in the instance's cgroups."""
+def claimed_slots(instance: Instance) -> list[int]:
+    return [number for number, owner in slots.claimed().items() if owner == instance.name]
+
+
+def sandbox_pids(instance: Instance) -> list[int]:
+    """Processes whose uid lies in a slot's block, in the instance's cgroups: payloads and PID 1s."""
+    found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if _is_slots(entry.stat().st_uid) and f"sandboxd-{instance}/" in Path(entry.path, "cgroup").read_text():
-                    yield int(entry.name)
+                ours = f"sandboxd-{instance.name}/"
+                if _is_slots(entry.stat().st_uid) and ours in Path(entry.path, "cgroup").read_text():
+                    found.append(int(entry.name))
+    return found
+
+
+def open_files(pid: int) -> int:
+    """A launcher's open descriptors; not the build lists, of which one is kept for each slot used once."""
+    count = 0
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += "memfd:sandboxd-build" not in os.readlink(entry.path)
+    return count
 
 
 def _is_slots(uid: int) -> bool:
@@ -191,15 +211,6 @@ def _keys() -> Iterator[str]:
             uid = int(line.split(":")[0])
             if _is_slots(uid):
                 yield str(uid)
-
-
-def _files(process: Path) -> int:
-    """Open descriptors; not the build lists, of which a launcher keeps one for each slot used once."""
-    count = 0
-    for entry in os.scandir(process / "fd"):
-        with contextlib.suppress(FileNotFoundError):
-            count += "memfd:sandboxd-build" not in os.readlink(entry.path)
-    return count
 
 
 def _sysctls() -> Iterator[tuple[str, str]]:

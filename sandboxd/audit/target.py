@@ -6,12 +6,10 @@ import contextlib
 import copy
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,18 +19,18 @@ import msgspec
 from sandboxd.audit.corpus import ATTEMPTS, PROGRAMS, Case
 from sandboxd.audit.judge import Observation
 from sandboxd.errors import HostError, InputError, LauncherUnavailable
+from sandboxd.execution import judge
 from sandboxd.instance import RUN_ROOT, Instance
 from sandboxd.jail.client import LauncherClient
-from sandboxd.local_launcher import is_running
+from sandboxd.local_launcher import launcher_process
 from sandboxd.policy.load import policy_folder
 from sandboxd.policy.merge import effective_limits, from_edge
 from sandboxd.result import StageOutcome, Verdict
 from sandboxd.spec import InputFile, StageSpec
-from sandboxd.verdict import decide
 
 PYTHON = "/usr/bin/python3"
 READY = b"ready"
-_START_S = 60.0
+_STOP_S = 30.0
 _READY_S = 30.0
 _END_S = 90.0
 _POLICY = "default"
@@ -69,47 +67,28 @@ class LauncherTarget:
         self._log = state_root / f"{self.instance.name}.log"
 
     def __enter__(self) -> LauncherTarget:
-        command = [*self._prefix, sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet"]
-        command += ["--instance", self.instance.name]
-        command += [part for layer in self._without for part in ("--without", layer)]
-        environment = {
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-            "SANDBOXD_STATE_ROOT": self.instance.state_root,
-            "SANDBOXD_POLICIES": str(self._policies),
-            **{name: os.environ[name] for name in ("SANDBOXD_IN_SCOPE",) if name in os.environ},
-        }
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--", *command],
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
-            )  # fmt: skip
-        try:
-            self._await_start()
-            self._client = LauncherClient(self.instance.launcher_socket)
+        with contextlib.ExitStack() as stack:
+            try:
+                with self._log.open("ab") as log:
+                    self.process = stack.enter_context(
+                        launcher_process(
+                            self.instance,
+                            prefix=self._prefix,
+                            without=self._without,
+                            policies=self._policies,
+                            log=log,
+                            stop_deadline_s=_STOP_S,
+                        )
+                    )
+            except LauncherUnavailable as error:
+                raise LauncherUnavailable(f"{error}: {self._log.read_text()[-500:]}") from None
+            self._client = stack.enter_context(contextlib.closing(LauncherClient(self.instance.launcher_socket)))
             self._catalogue = self._client.catalogue()
-        except BaseException:
-            self._stop()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._client.close()
-        self._stop()
-
-    def _await_start(self) -> None:
-        deadline = time.monotonic() + _START_S
-        while not is_running(self.instance):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise LauncherUnavailable(f"the launcher did not start: {self._log.read_text()[-500:]}")
-            time.sleep(0.01)
-
-    def _stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self._stack.close()
 
     @property
     def run_dir(self) -> Path:
@@ -132,15 +111,7 @@ class LauncherTarget:
             return seen
         # What the other job noticed counts as much as what this one did.
         said = peer.said.removeprefix(READY).strip()
-        return Observation(
-            stdout=seen.stdout + b" " + said,
-            stderr=seen.stderr + peer.stderr,
-            verdict=seen.verdict,
-            exit_code=seen.exit_code,
-            signal=seen.signal,
-            facts=seen.facts,
-            reason=seen.reason,
-        )
+        return msgspec.structs.replace(seen, stdout=seen.stdout + b" " + said, stderr=seen.stderr + peer.stderr)
 
     @contextlib.contextmanager
     def another_client(self) -> Iterator[LauncherTarget]:
@@ -192,8 +163,9 @@ class LauncherTarget:
         return self._observation(stage, outcome, bytes(stdout[: 1 << 20]), bytes(stderr[: 1 << 20]))
 
     def _observation(self, stage: StageSpec, outcome: StageOutcome, stdout: bytes, stderr: bytes) -> Observation:
-        factor = self._catalogue.policy(stage.policy).output_kill_factor
-        judgement = decide(outcome.facts, outcome.limits, output_kill_factor=factor)
+        judgement = judge(stage, outcome, self._catalogue)
+        if judgement is None:
+            raise LauncherUnavailable("the job was cancelled, by nobody")
         return Observation(
             stdout=stdout,
             stderr=stderr,
