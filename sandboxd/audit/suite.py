@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -162,14 +161,18 @@ class _Auditor:
         return _Group(rows=tuple(rows), changes=tuple(found), isolation=target.isolation)
 
 
+def comparable(cases: Sequence[Case]) -> list[Case]:
+    """Those that one program alone can tell of, and that need no measurement."""
+    return [
+        case
+        for case in cases
+        if not (case.table.beside or case.table.before or case.table.slow) and case.table.verdicts == ("ok",)
+    ]
+
+
 def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | None], None]) -> Report:
     """The same programs in another sandbox, or in none: what it stops, by what its programs say."""
     begin = time.monotonic()
-    runs = [
-        Run(case=case, kind=name, without=())
-        for case in cases
-        if not case.table.beside and not case.table.before and case.table.verdicts == ("ok",) and not case.table.slow
-    ]
     rows = []
     with ExitStack() as stack:
         target: Target
@@ -179,7 +182,8 @@ def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | No
             target = stack.enter_context(LauncherTarget(1, state_root, without=LAYERS, routed=routed))
         else:
             target = CommandTarget(name)
-        for run in runs:
+        for case in comparable(cases):
+            run = Run(case=case, kind=name, without=())
             on_run(run, None)
             judged = judge_without(target.observe(run.case, run.case.args))
             rows.append(_row_of(run, judged))
@@ -260,12 +264,9 @@ def _grouped(runs: Sequence[Run]) -> Iterator[list[Run]]:
 
 @contextmanager
 def _state_root() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="sandboxd-audit-", dir="/tmp"))
-    folder.chmod(0o711)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="sandboxd-audit-", dir="/tmp") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 def _report(

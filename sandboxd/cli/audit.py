@@ -83,9 +83,8 @@ def chosen(words: tuple[str, ...]) -> list[Case]:
 def _with_progress(cases: list[Case], *, quick: bool, soak_jobs: int, against: str) -> Report:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(
-            "attacking", total=len(suite.plan(cases, quick=quick)) if against == OURS else len(cases)
-        )
+        runs = suite.plan(cases, quick=quick) if against == OURS else suite.comparable(cases)
+        task = progress.add_task("attacking", total=len(runs) + (soak_jobs if against == OURS else 0))
 
         def on_run(run: Run, row: Row | None) -> None:
             if row is None:
@@ -93,13 +92,10 @@ def _with_progress(cases: list[Case], *, quick: bool, soak_jobs: int, against: s
             else:
                 progress.advance(task)
 
+        def on_job() -> None:
+            progress.update(task, description=f"{suite.SOAK:<65}", advance=1)
+
         if against == OURS:
-            progress.update(task, total=len(suite.plan(cases, quick=quick)) + soak_jobs)
-
-            def on_job() -> None:
-                progress.update(task, description=f"{'soak':<65}")
-                progress.advance(task)
-
             return suite.audit(cases, quick=quick, soak_jobs=soak_jobs, on_run=on_run, on_job=on_job)
         return suite.compare(against, cases, on_run=on_run)
 
