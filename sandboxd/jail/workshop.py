@@ -18,7 +18,7 @@ from sandboxd.jail.plan import BuildInputs, Layer, Programs
 from sandboxd.jail.rootfs import Image
 from sandboxd.jail.slots import Slots, first_id
 from sandboxd.policy.load import profile_path
-from sandboxd.policy.model import Policy
+from sandboxd.policy.model import Network, Policy
 from sandboxd.policy.profile import load_profile, policy_profile
 from sandboxd.policy.seccomp import compile_profile, reporting
 
@@ -54,13 +54,11 @@ class Workshop:
         self.host = host_facts()
         self._init_programs = compile_profile(load_profile(profile_path(policy_folder, INIT_PROFILE)), cache_dir)
         self._programs = {
-            policy.name: compile_profile(
-                policy_profile(profile_path(policy_folder, policy.seccomp), policy.network), cache_dir
-            )
-            for policy in policies.values()
+            (name, network): compile_profile(policy_profile(profile_path(policy_folder, name), network), cache_dir)
+            for name, network in set(map(_filter_of, policies.values()))
         }
         self._reporting = {
-            policy.name: tuple(reporting(program) for program in self._programs[policy.name])
+            _filter_of(policy): tuple(reporting(program) for program in self._programs[_filter_of(policy)])
             for policy in policies.values()
             if policy.report_denied
         }
@@ -68,7 +66,7 @@ class Workshop:
 
     def inputs(self, policy: Policy, slot: int) -> BuildInputs:
         """What the build list of a sandbox in `slot` depends on."""
-        payload = (self._reporting if policy.report_denied else self._programs)[policy.name]
+        payload = (self._reporting if policy.report_denied else self._programs)[_filter_of(policy)]
         return BuildInputs(
             policy=policy,
             image=self.image,
@@ -81,7 +79,7 @@ class Workshop:
 
     def filter_program(self, policy: Policy) -> bytes:
         """The payload's filter as it answers without notifications."""
-        return self._programs[policy.name][-1]
+        return self._programs[_filter_of(policy)][-1]
 
     def build_list(self, inputs: BuildInputs) -> int:
         """The sealed memfd of a build list: made once per policy and slot, kept, and never closed by the caller."""
@@ -148,3 +146,8 @@ def _require_root_owned(path: str, info: os.stat_result, *, shared: bool = False
 def remove_tree(path: Path) -> None:
     """Removes a folder of our own making, if it is there."""
     shutil.rmtree(path, ignore_errors=False) if path.exists() else None
+
+
+def _filter_of(policy: Policy) -> tuple[str, Network]:
+    """What a policy's filter depends on: policies that agree in it share one."""
+    return policy.seccomp, policy.network
