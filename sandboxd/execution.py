@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sandboxd.catalogue import Catalogue
 from sandboxd.document import Digested, StageReport
+from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
 from sandboxd.languages import plan_stages, with_outputs
 from sandboxd.output import KeptOutput
 from sandboxd.result import Ending, StageOutcome, Verdict
@@ -17,7 +18,6 @@ from sandboxd.verdict import Judgement, decide, decide_job
 
 if TYPE_CHECKING:
     from sandboxd.jail.client import LauncherClient
-from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
 
 Sink = Callable[[str, bytes], None]
 """Gets each chunk of output as it comes: `stdout` or `stderr`, and the bytes."""
@@ -31,6 +31,13 @@ class Ended(Struct, frozen=True, kw_only=True):
     """None: it was cancelled."""
     policy: Digested
     image: Digested
+
+    @property
+    def state(self) -> str:
+        """The state in which the job ends."""
+        if self.judgement is None:
+            return "cancelled"
+        return "failed" if self.judgement.verdict is Verdict.INTERNAL_ERROR else "finished"
 
 
 def run_job(

@@ -176,7 +176,7 @@ class SandboxWorker(LeanWorker):
         if not stored:
             log.warning("a result came too late: the job is another worker's", job=job.id)
         judgement = ended.judgement
-        log.info("job", job=job.id, state=_state(ended), verdict=judgement and judgement.verdict)
+        log.info("job", job=job.id, state=ended.state, verdict=judgement and judgement.verdict)
 
     def _store_end(self, job: Job, execution: Execution, attempt: int, ended: Ended, room_timeout_s: float) -> bool:
         """Whether the result was stored. Redis may be away or full for a while: a result is worth waiting for."""
@@ -198,7 +198,7 @@ class SandboxWorker(LeanWorker):
                         pipeline,
                         job.id,
                         attempt=attempt,
-                        state=_state(ended),
+                        state=ended.state,
                         result=result,
                         now=now_rfc3339(),
                         also_delete=(job.key, job.execution_registry.key),
@@ -337,10 +337,3 @@ class SandboxWorker(LeanWorker):
             return
         self._cold = True
         os.eventfd_write(self._cancel_fd, 1)
-
-
-def _state(ended: Ended) -> str:
-    """The state in which a job ends."""
-    if ended.judgement is None:
-        return "cancelled"
-    return "failed" if ended.judgement.verdict is Verdict.INTERNAL_ERROR else "finished"

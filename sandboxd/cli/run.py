@@ -141,11 +141,10 @@ def _print_document(ended: Ended, created_at: str) -> None:
         policy=ended.policy,
         image=ended.image,
     )
-    failed = judgement is not None and judgement.verdict is Verdict.INTERNAL_ERROR
     whole = document.job_document(
         result,
         job_id=None,
-        state="cancelled" if judgement is None else "failed" if failed else "finished",
+        state=ended.state,
         created_at=created_at,
         started_at=created_at,
         finished_at=document.now_rfc3339(),

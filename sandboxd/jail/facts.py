@@ -12,6 +12,7 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from sandboxd.errors import HostError, SandboxdError
 from sandboxd.jail import abi, syscalls
@@ -46,7 +47,7 @@ def host_facts() -> HostFacts:
         landlock_abi=landlock,
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
         cpus=len(os.sched_getaffinity(0)),
-        core_limit=0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1,
+        core_limit=_core_limit(),
     )
 
 
@@ -150,9 +151,14 @@ def _core_is_piped() -> bool:
     return _core_pattern().startswith(("|", "@"))
 
 
+def _core_limit() -> Literal[0, 1]:
+    """What jobs can be given: 1, which starts no helper, unless this process may not have it."""
+    return 0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1
+
+
 def _core() -> tuple[bool, str]:
-    pattern = _core_pattern()
-    return not _core_is_piped(), f"core_pattern is {pattern!r}; jobs run with RLIMIT_CORE 1, which starts no helper"
+    limit = "RLIMIT_CORE 1, which starts no helper" if _core_limit() else "RLIMIT_CORE 0"
+    return not _core_is_piped(), f"core_pattern is {_core_pattern()!r}; jobs run with {limit}"
 
 
 def _binfmt() -> tuple[bool, str]:
