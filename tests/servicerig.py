@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import httpx
 from jailrig import SCALE
-from rig import TOKEN, TOKEN_HASH, RedisProcess, wait_until
+from rig import TOKEN, TOKEN_HASH, RedisProcess, publish, shipped_catalogue, wait_until
 
 from sandboxd.api import create_app
 from sandboxd.config import Settings, load_settings
@@ -127,6 +128,16 @@ class Service:
             self.app.extensions["sandboxd"].close()
             self.store.client.close()
             self.redis.stop()
+
+
+@contextlib.contextmanager
+def offering_service(name: str) -> Iterator[Service]:
+    """A service without launcher and workers, for which somebody offers what is shipped."""
+    with service_folder() as folder:
+        service = Service(Instance(name=f"{name}-{os.getpid()}", state_root=str(folder)), folder)
+        publish(service.store, shipped_catalogue())
+        yield service
+        service.close()
 
 
 @contextlib.contextmanager

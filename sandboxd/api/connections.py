@@ -55,7 +55,6 @@ UNSENT_MAX_BYTES = 256 * 1024 * 1024
 RATE_MIN_BYTES_PER_S = 64 * 1024
 _READ_BYTES = 64 * 1024
 _WRITE_BYTES = 256 * 1024
-_FOREVER_S = 3600.0
 _RESET = struct.pack("ii", 1, 0)
 _EXPIRY_CHECK_S = 0.25
 _STOP_LINGER_S = 2.0
@@ -87,9 +86,9 @@ class ClientSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Raises TimeoutError when nothing came in time, or so many other bodies are waited for already."""
-        left_s = max(0.0, min(self.deadline - time.monotonic(), _FOREVER_S))
+        left_s = max(0.0, self.deadline - time.monotonic())
         try:
-            data = self._recv_within(0.0 if left_s <= 0 else IMPATIENT_S, size, flags)
+            data = self._recv_within(min(left_s, IMPATIENT_S), size, flags)
         except TimeoutError:
             if left_s <= 0 or not (self.is_patient or self.places.patient.acquire(blocking=False)):
                 raise
@@ -262,7 +261,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _refuse(self, connection: Connection, kind: str) -> None:
         """A last word to a parked connection, as far as its socket takes it without waiting."""
         with contextlib.suppress(OSError):
-            connection.sock.send(_plain(kind), socket.MSG_DONTWAIT)
+            connection.sock.send_some(memoryview(_plain(kind)))
         self._unpark(connection)
         self._linger(connection)
 

@@ -8,6 +8,7 @@ import secrets
 import select
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 from flask import Response, g, request
@@ -17,13 +18,15 @@ from flask_openapi.types import ResponseDict
 
 from sandboxd import document
 from sandboxd.api import answers
-from sandboxd.api.connections import ClientSocket
 from sandboxd.api.problems import CONTENT_TYPE, invalid, problem
 from sandboxd.api.schemas import JobIn, JobPath, NoQuery, WaitQuery, to_job
 from sandboxd.api.services import Services
 from sandboxd.document import Digested, JobResult, now_rfc3339
 from sandboxd.languages import plan_stages
 from sandboxd.store import ACCEPT_BELOW, JobRecord
+
+if TYPE_CHECKING:
+    from sandboxd.api.connections import ClientSocket
 
 log = structlog.get_logger()
 
@@ -141,15 +144,21 @@ def _wait_woken(record: JobRecord, woken: threading.Event, wait_s: float, servic
         services.waiting.release()
 
 
+def _connection() -> ClientSocket | None:
+    """The client's, under our server."""
+    found: ClientSocket | None = request.environ.get("gunicorn.socket")
+    return found
+
+
 def _idle() -> contextlib.AbstractContextManager[None]:
     """While this thread waits, the server may let another one work."""
-    connection: ClientSocket | None = request.environ.get("gunicorn.socket")
+    connection = _connection()
     return contextlib.nullcontext() if connection is None else connection.idle()
 
 
 def _client_is_gone() -> bool:
     """Whether the client closed its side of the connection: nobody would read what is waited for."""
-    connection = request.environ.get("gunicorn.socket")
+    connection = _connection()
     if connection is None:
         return False
     poll = select.poll()

@@ -482,7 +482,6 @@ class Sandbox:
         self._torn_down = True
         self._close_job()
         if self._streams is not None:
-            self._streams.close_ends()
             self._streams.close()
         # Sandbox and streams know each other: what they hold must not wait for the collector of cycles.
         self._stage = self._streams = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import signal
 import socket
 import subprocess
@@ -14,9 +13,7 @@ import httpx
 import pytest
 from jailrig import SCALE
 from rig import claim, finish, publish, shipped_catalogue, wait_until
-from servicerig import HEADERS, Service, api_server, command, service_folder
-
-from sandboxd.instance import Instance
+from servicerig import HEADERS, Service, api_server, command, offering_service
 
 pytestmark = pytest.mark.root
 
@@ -25,11 +22,8 @@ PYTHON = {"language": "python", "source": "print(1)"}
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with service_folder() as folder:
-        service = Service(Instance(name=f"api-{os.getpid()}", state_root=str(folder)), folder)
-        publish(service.store, shipped_catalogue())
+    with offering_service("api") as service:
         yield service
-        service.close()
 
 
 @pytest.fixture(scope="module")

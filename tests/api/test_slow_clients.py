@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import signal
 import socket
@@ -21,10 +20,9 @@ import httpx
 import pytest
 from jailrig import SCALE
 from rig import claim, finish, publish, shipped_catalogue, wait_until
-from servicerig import HEADERS, START_S, Service, command, free_port, service_folder
+from servicerig import HEADERS, START_S, Service, command, free_port, offering_service
 
 from sandboxd.api import connections
-from sandboxd.instance import Instance
 
 pytestmark = pytest.mark.root
 
@@ -48,11 +46,8 @@ server.Server(load_settings(port=int(sys.argv[1]), api_threads=int(sys.argv[3]))
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with service_folder() as folder:
-        service = Service(Instance(name=f"slow-{os.getpid()}", state_root=str(folder)), folder)
-        publish(service.store, shipped_catalogue())
+    with offering_service("slow") as service:
         yield service
-        service.close()
 
 
 class Target:
