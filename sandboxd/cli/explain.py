@@ -30,11 +30,10 @@ from sandboxd.spec import LIMIT_NAMES, StageSpec, Struct
 _WHO = {
     Phase.OUTER: "outer, in the host's namespaces",
     Phase.BUILD: "PID 1, building the sandbox",
-    Phase.JOB: "PID 1, with the job in hand",
-    Phase.ENTER: "PID 2, after the fork",
-    Phase.PAYLOAD: "PID 2, limits of the job, then the loss of all rights",
-    Phase.EXEC: "PID 2, the command",
+    Phase.PAYLOAD: "PID 2, the loss of all rights",
     Phase.HOLD: "PID 1, while it holds the sandbox",
+    Phase.JOB: "PID 2, with the job in hand",
+    Phase.EXEC: "PID 2, the command",
 }
 
 
@@ -141,7 +140,7 @@ class _Explained(Struct, frozen=True, kw_only=True):
 
 def _explained(stage: StageSpec, inputs: BuildInputs) -> _Explained:
     limits = stage.limits
-    job, build = plan.job_plan(stage, inputs), plan.build_plan(inputs)
+    job, build = plan.job_plan(stage), plan.build_plan(inputs)
     write_layer = ", ".join(f"{key}={value}" for key, value in write_layer_options(limits.disk_bytes).items())
     last_id = inputs.id_base + plan.IDS_PER_SLOT - 1
     parts = (
@@ -149,25 +148,25 @@ def _explained(stage: StageSpec, inputs: BuildInputs) -> _Explained:
             process="launcher",
             steps=(
                 f"claim a free slot (say the first: host ids {inputs.id_base} to {last_id})",
-                f"make a cgroup leaf ({inputs.host.cgroup}) with the ceilings of policy {stage.policy}",
+                f"make a cgroup leaf ({inputs.host.cgroup}) with the defaults of policy {stage.policy}",
+                "make pipes for stdout and stderr",
                 "posix_spawn init with the build list in a sealed memfd",
             ),
         ),
         _part(Phase.OUTER, build),
         _part(Phase.BUILD, build),
+        _part(Phase.PAYLOAD, build),
+        _part(Phase.HOLD, build),
         _Part(
             process="launcher",
             steps=(
-                f"lower the cgroup to {limits.memory_bytes} bytes, {limits.processes} processes beside PID 1",
+                f"set the cgroup to {limits.memory_bytes} bytes, {limits.processes} processes beside PID 1",
                 f"resize the write layer: {write_layer}",
-                "send the job list, stdin, stdout and stderr to PID 1",
+                "send the job list and stdin to PID 2",
             ),
         ),
         _part(Phase.JOB, job),
-        _part(Phase.ENTER, build),
-        _part(Phase.PAYLOAD, (*job, *build)),
         _part(Phase.EXEC, job),
-        _part(Phase.HOLD, build),
     )
     return _Explained(
         stage=stage.name,

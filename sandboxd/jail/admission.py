@@ -107,7 +107,7 @@ class Admission:
                 self._idle.set()
             self._loop.call_soon(self._admit_waiting)
 
-        sandbox = Sandbox(self.workshop, self.workshop.inputs(policy, slot), slot, leaf, control, owner, gone)
+        sandbox = Sandbox(self.workshop, self.workshop.inputs(policy, slot), slot, leaf, control, gone)
         self._sandboxes.add(sandbox)
         self._committed_bytes += needed_bytes
         owner.on_admitted(sandbox)
@@ -120,7 +120,7 @@ class Admission:
             raise StepError("ClaimSlot", str(error.filename), error.errno or 0) from error
         try:
             leaf = self.workshop.cgroups.create(
-                f"slot-{slot}", policy.ceilings.memory_bytes, policy.ceilings.processes + 1
+                f"slot-{slot}", policy.defaults.memory_bytes, policy.defaults.processes + 1
             )
         except OSError as error:
             self.workshop.slots.free(slot)

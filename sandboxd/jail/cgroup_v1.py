@@ -32,6 +32,7 @@ class HybridLeaf:
         """Makes them; when that fails nothing is left."""
         self._paths = (unified, memory, pids)
         self._has_memsw = has_memsw
+        self._limits = (0, 0)
         self._folders: list[Folder] = []
         self.attach_fds: tuple[int, ...] = ()
         self.oom_fd: int | None = None
@@ -57,12 +58,19 @@ class HybridLeaf:
             os.close(control)
 
     def set_limits(self, memory_bytes: int, processes: int) -> None:
-        self._memory.write("memory.limit_in_bytes", str(memory_bytes))
-        if self._has_memsw:
-            self._memory.write("memory.memsw.limit_in_bytes", str(memory_bytes + MEMSW_SLACK_BYTES))
-        # v1 charges no socket buffer until this counter has a limit; it then counts UDP's too (tcp_mem is host-wide).
-        self._memory.write("memory.kmem.tcp.limit_in_bytes", str(memory_bytes // TCP_SHARE))
-        self._pids.write("pids.max", str(processes))
+        memory_now, processes_now = self._limits
+        if memory_bytes != memory_now:
+            limits = [("memory.limit_in_bytes", memory_bytes)]
+            if self._has_memsw:  # never below the other one, on the way neither
+                memsw = ("memory.memsw.limit_in_bytes", memory_bytes + MEMSW_SLACK_BYTES)
+                limits.insert(0 if memory_bytes > memory_now > 0 else 1, memsw)
+            # v1 charges no socket buffer until this has a limit; it then counts UDP's too (tcp_mem is host-wide).
+            limits.append(("memory.kmem.tcp.limit_in_bytes", memory_bytes // TCP_SHARE))
+            for name, value in limits:
+                self._memory.write(name, str(value))
+        if processes != processes_now:
+            self._pids.write("pids.max", str(processes))
+        self._limits = (memory_bytes, processes)
 
     def cpu_usage_ns(self) -> int:
         return field(self._unified.read("cpu.stat"), "usage_usec") * 1000

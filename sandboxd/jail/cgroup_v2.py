@@ -31,6 +31,7 @@ class PureLeaf:
 
     def __init__(self, path: Path, *, swaps: bool) -> None:
         """Makes the folder; when that fails nothing is left. `swaps`: the host has swap, which must be forbidden."""
+        self._limits = (0, 0)
         path.mkdir(0o755, exist_ok=False)
         try:
             self._folder = Folder(path)
@@ -48,8 +49,10 @@ class PureLeaf:
             raise
 
     def set_limits(self, memory_bytes: int, processes: int) -> None:
-        self._folder.write("memory.max", str(memory_bytes))
-        self._folder.write("pids.max", str(processes))
+        for name, value, now in zip(("memory.max", "pids.max"), (memory_bytes, processes), self._limits, strict=True):
+            if value != now:
+                self._folder.write(name, str(value))
+        self._limits = (memory_bytes, processes)
 
     def cpu_usage_ns(self) -> int:
         return field(self._folder.read("cpu.stat"), "usage_usec") * 1000

@@ -14,7 +14,7 @@ from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.protocol import BUFFERED_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
-from sandboxd.jail.sandbox import Sandbox, State
+from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
 from sandboxd.spec import MIB, InputFile, StageSpec, without_contents
@@ -118,8 +118,8 @@ class Connection:
                 raise ProtocolError(f"{kind.name} does not fit here")
 
     def _feed_stdin(self) -> None:
-        """What came before the job was given waits here."""
-        if self._sandbox is not None and self._sandbox.state is State.RUNNING:
+        """What came before the stage was admitted waits here."""
+        if self._sandbox is not None:
             chunk = bytes(self._early_stdin)
             self._early_stdin.clear()
             self._sandbox.write_stdin(chunk)
@@ -141,18 +141,14 @@ class Connection:
     # --- sandbox's owner
 
     def on_admitted(self, sandbox: Sandbox) -> None:
+        if self._stage is None:
+            raise RuntimeError("admitted without a stage")
         self._sandbox = sandbox
-        sandbox.build()
-        if self._stage is not None:  # it could be built
-            sandbox.prepare(self._stage)
-
-    def on_ready(self) -> None:
-        if self._sandbox is not None and self._stage is not None:
-            self._sandbox.give(self._stage)
-            if self._stage is not None:  # it did not end at once
-                if self._stage.stdin is None:
-                    self._feed_stdin()
-                self._stage = without_contents(self._stage)
+        sandbox.run(self, self._stage)
+        if self._stage is not None:  # it did not end at once
+            if self._stage.stdin is None:
+                self._feed_stdin()
+            self._stage = without_contents(self._stage)
 
     def on_stdin_taken(self, count: int) -> None:
         if self._stage is not None and count:

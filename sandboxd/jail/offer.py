@@ -112,11 +112,7 @@ class _Capture:
         self.over: asyncio.Future[tuple[Facts, bytes]] = asyncio.get_running_loop().create_future()
 
     def on_admitted(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-        sandbox.build()
-
-    def on_ready(self) -> None:
-        self._sandbox.give(self._stage)
+        sandbox.run(self, self._stage)
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
         self._printed[stream] += chunk[: max(0, self._stage.limits.output_bytes - len(self._printed[stream]))]

@@ -1,9 +1,8 @@
 """Plans: (policy, image, host facts) become a frozen list of steps, then (limits, files, argv, env) another. Pure.
 
-`build` makes a sandbox that does not know its job; `job` is given to it later. The order is the wall: mounts come
-before the
-user namespace, so that even uid 0 inside cannot undo them; rights go before Landlock, Landlock before seccomp, which
-is last.
+`build` makes a sandbox that does not know its job; `job` is given to it later, to a process that has no rights left.
+The order is the wall: mounts come before the user namespace, so that even uid 0 inside cannot undo them; rights go
+before Landlock, Landlock before seccomp, seccomp before the job.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sandboxd.jail import abi
 from sandboxd.jail import steps as st
 from sandboxd.jail.abi import Access
 from sandboxd.jail.rootfs import Image, rootfs_steps
-from sandboxd.jail.wire import Phase, PlannedStep, Slot, Step
+from sandboxd.jail.wire import Phase, PlannedStep, Step
 from sandboxd.policy.model import Policy
 from sandboxd.result import Isolation
 from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec, Struct
@@ -85,18 +84,17 @@ def build_plan(inputs: BuildInputs) -> tuple[PlannedStep, ...]:
     return (
         *_planned(Phase.OUTER, _outer_steps(inputs)),
         *_planned(Phase.BUILD, _init_steps(inputs)),
-        *_planned(Phase.ENTER, _enter_steps()),
         *_planned(Phase.PAYLOAD, _payload_steps(inputs)),
         *_planned(Phase.HOLD, _hold_steps(inputs)),
     )
 
 
-def job_plan(stage: StageSpec, inputs: BuildInputs) -> tuple[PlannedStep, ...]:
+def job_plan(stage: StageSpec) -> tuple[PlannedStep, ...]:
     """The steps that give a sandbox its job: files in, limits on, the candidates of its command."""
-    owner = _inside(inputs, _payload_id(inputs))
     return (
-        *_planned(Phase.JOB, _file_steps(stage.files, owner)),
-        *_planned(Phase.PAYLOAD, _rlimit_steps(stage.limits, inputs.host.core_limit)),
+        *_planned(Phase.JOB, _file_steps(stage.files)),
+        *_planned(Phase.JOB, [] if stage.stdin == b"" else [st.TakeStdin()]),
+        *_planned(Phase.JOB, _limit_steps(stage.limits)),
         *_planned(Phase.EXEC, _exec_steps(stage)),
     )
 
@@ -159,7 +157,7 @@ def _init_steps(inputs: BuildInputs) -> list[Step]:
         st.ZeroClocks(),
         st.Mount("none", "/", None, abi.MS_REC | abi.MS_PRIVATE),
         *([st.LeakRoot()] if "mount" in inputs.without else []),
-        *rootfs_steps(inputs.image, inputs.run_dir, inputs.policy.ceilings.disk_bytes, owner),
+        *rootfs_steps(inputs.image, inputs.run_dir, inputs.policy.defaults.disk_bytes, owner),
         *([st.LoopbackUp()] if loopback else []),
         st.SetHostname(HOSTNAME),
         st.SetDomainname("(none)"),
@@ -167,7 +165,6 @@ def _init_steps(inputs: BuildInputs) -> list[Step]:
         st.SetPriority(0),
         *([] if "landlock" in inputs.without else _landlock_steps(inputs)),
         *_user_namespace_steps(inputs),
-        st.OpenDir(Slot.BOX, WORKING_DIRECTORY),
         *([] if "caps" in inputs.without else _lock_capabilities(inputs.host)),
     ]
 
@@ -221,26 +218,20 @@ def _inside(inputs: BuildInputs, number: int) -> int:
     return inputs.id_base + number if "userns" in inputs.without else number
 
 
-def _enter_steps() -> list[Step]:
-    """Before the job's limits: these need descriptors, and a job may be allowed very few."""
+def _payload_steps(inputs: BuildInputs) -> list[Step]:
+    payload_id = _inside(inputs, _payload_id(inputs))
+    without = inputs.without
+    flags = abi.LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF | abi.LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF
     return [
         st.Setsid(),
         st.ResetSignals(),
-        st.ArrangeStdio(),
         st.Chdir(WORKING_DIRECTORY),
         st.Umask(0o022),
         # Its own files in /proc belong to root while it is not dumpable; nothing else lives in here yet.
         st.Prctl("dumpable", abi.PR_SET_DUMPABLE, 1),
         st.WriteProc("self/oom_score_adj", "1000"),
         st.WriteProc("self/coredump_filter", "0"),
-    ]
-
-
-def _payload_steps(inputs: BuildInputs) -> list[Step]:
-    payload_id = _inside(inputs, _payload_id(inputs))
-    without = inputs.without
-    flags = abi.LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF | abi.LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF
-    return [
+        *_fixed_limit_steps(inputs.host.core_limit),
         st.SetGroups(),
         st.SetResgid(payload_id),
         *(_keep_capabilities(payload_id, inputs.host) if "caps" in without else _drop_capabilities(payload_id)),
@@ -298,38 +289,38 @@ def _hold_steps(inputs: BuildInputs) -> list[Step]:
     ]
 
 
-def _file_steps(files: tuple[InputFile, ...], owner: int) -> list[Step]:
-    """Files belong to the payload, folders come before what lies in them. PID 1 is 0 of its own user
-    namespace, whichever that is; going back to 0 gives it its file capabilities back (capabilities(7)).
-    """
-    if not files:
-        return []
+def _file_steps(files: tuple[InputFile, ...]) -> list[Step]:
+    """By the payload's process, with no more rights than the job has: what it makes is the job's. Folders come before
+    what lies in them."""
     folders = sorted({str(parent) for file in files for parent in PurePosixPath(file.path).parents} - {"."})
     return [
-        st.SetFsid(owner, owner),
-        *(st.MakeDirAt(folder) for folder in folders),
+        *(st.Mkdir(folder, 0o755) for folder in folders),
         *(st.WriteFile(file.path, file.content, 0o755 if file.executable else 0o644) for file in files),
-        st.SetFsid(0, 0),
     ]
 
 
-def _rlimit_steps(limits: Limits, core: int) -> list[Step]:
-    """Payload's steps, not PID 1's: RLIMIT_FSIZE would kill it while it copies inputs. The cgroup is the wall for CPU
-    time and
-    processes; RLIMIT_CPU and RLIMIT_NPROC stand behind it. RLIMIT_AS stays unset (JVM, Go, sanitizers)."""
-    cpu_s = -(-limits.cpu_time_ns // NANOSECONDS) + 1
+def _fixed_limit_steps(core: int) -> list[Step]:
+    """Limits that no job changes. RLIMIT_AS stays unset (JVM, Go, sanitizers)."""
     return [
         st.SetRlimit("core", resource.RLIMIT_CORE, core, core),
-        st.SetRlimit("cpu seconds", resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
-        st.SetRlimit("file size", resource.RLIMIT_FSIZE, limits.file_size_bytes, limits.file_size_bytes),
-        st.SetRlimit("open files", resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
-        st.SetRlimit("stack", resource.RLIMIT_STACK, limits.stack_bytes, limits.stack_bytes),
-        st.SetRlimit("processes", resource.RLIMIT_NPROC, limits.processes, limits.processes),
         st.SetRlimit("locked memory", resource.RLIMIT_MEMLOCK, 0, 0),
         st.SetRlimit("message queues", resource.RLIMIT_MSGQUEUE, 0, 0),
         st.SetRlimit("nice", resource.RLIMIT_NICE, 0, 0),
         st.SetRlimit("real-time priority", resource.RLIMIT_RTPRIO, 0, 0),
         st.SetRlimit("pending signals", resource.RLIMIT_SIGPENDING, 256, 256),
+    ]
+
+
+def _limit_steps(limits: Limits) -> list[Step]:
+    """After the files, to which RLIMIT_FSIZE would apply. The cgroup is the wall for CPU time and processes; RLIMIT_CPU
+    and RLIMIT_NPROC stand behind it."""
+    cpu_s = -(-limits.cpu_time_ns // NANOSECONDS) + 1
+    return [
+        st.SetRlimit("cpu seconds", resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+        st.SetRlimit("file size", resource.RLIMIT_FSIZE, limits.file_size_bytes, limits.file_size_bytes),
+        st.SetRlimit("open files", resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
+        st.SetRlimit("stack", resource.RLIMIT_STACK, limits.stack_bytes, limits.stack_bytes),
+        st.SetRlimit("processes", resource.RLIMIT_NPROC, limits.processes, limits.processes),
     ]
 
 

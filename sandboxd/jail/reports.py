@@ -1,4 +1,4 @@
-"""What init reports: fixed-size records over the control socket, each once and in order (`struct report` of
+"""What init reports: fixed-size records over the control socket, each once, each sender's in order (`struct report` of
 `init/wire.h`)."""
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ class ReportKind(enum.IntEnum):
     PIDFD = 1
     TREE = 2
     READY = 3
-    STARTED = 4
-    ENDED = 5
-    FAILED = 6
-    NOEXEC = 7
+    HELD = 4
+    STARTED = 5
+    NOEXEC = 6
+    ENDED = 7
+    FAILED = 8
 
 
-_NEXT = {
-    None: {ReportKind.PIDFD},
-    ReportKind.PIDFD: {ReportKind.TREE},
-    ReportKind.TREE: {ReportKind.READY},
-    ReportKind.READY: {ReportKind.STARTED, ReportKind.ENDED, ReportKind.NOEXEC},
-    ReportKind.STARTED: {ReportKind.ENDED},
+_AFTER = {
+    ReportKind.PIDFD: None,
+    ReportKind.TREE: ReportKind.PIDFD,
+    ReportKind.READY: ReportKind.TREE,
+    ReportKind.HELD: ReportKind.TREE,
+    ReportKind.STARTED: ReportKind.READY,
+    ReportKind.NOEXEC: ReportKind.STARTED,
+    ReportKind.ENDED: ReportKind.HELD,
 }
-
-
+"""What must have come before."""
 _WITH_FD = (ReportKind.PIDFD, ReportKind.TREE)
 
 
@@ -57,7 +59,7 @@ class ReportReader:
     """Reads reports and insists on their order; owns nothing it returns."""
 
     def __init__(self) -> None:
-        self._last: ReportKind | None = None
+        self._seen: set[ReportKind | None] = {None}
 
     def read(self, control: socket.socket) -> Report | None:
         """The next report; None at end of file. Raises BlockingIOError when there is none yet, ProtocolError out of
@@ -92,9 +94,9 @@ class ReportReader:
         """FAILED may come at any time, from PID 1 also before outer sent its pidfd: the order goes on without it."""
         kind = ReportKind(number)
         if kind is not ReportKind.FAILED:
-            if kind not in _NEXT.get(self._last, set()):
-                raise ProtocolError(f"init sent {kind.name} after {self._last.name if self._last else 'nothing'}")
-            self._last = kind
-        if bool(fd_count) != (kind in _WITH_FD) and kind is not ReportKind.STARTED:
+            if kind in self._seen or _AFTER[kind] not in self._seen:
+                raise ProtocolError(f"init sent {kind.name} out of order")
+            self._seen.add(kind)
+        if bool(fd_count) != (kind in _WITH_FD) and kind is not ReportKind.READY:
             raise ProtocolError(f"init sent {kind.name} with {fd_count} descriptors")
         return kind

@@ -3,7 +3,7 @@
 States, in this order::
 
     BUILDING  init is spawned and executes the build list
-    READY     built, waits for a job
+    READY     built, and without rights: waits for a job
     RUNNING   the job is in, the payload runs
     ENDING    killed: by a limit, a cancellation, or since the main process ended and left others
     OVER      dead and measured: the outcome is with the owner, teardown goes on
@@ -56,7 +56,6 @@ OOM_CHECK_MAX_S = 0.1
 TEAR_DOWN_DELAY_S = 0.001
 REMOVE_RETRY_S = 0.005
 REMOVE_DEADLINE_S = 5.0
-_FIRST_FD = 3
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -70,10 +69,11 @@ class State(enum.IntEnum):
 
 
 class Owner(Protocol):
-    """Who asked for the sandbox: a client's connection, or the launcher itself."""
+    """Whose job it is: a client's connection, or the launcher itself."""
 
-    def on_admitted(self, sandbox: Sandbox) -> None: ...
-    def on_ready(self) -> None: ...
+    def on_admitted(self, sandbox: Sandbox) -> None:
+        """There is room, and a sandbox: `run` it."""
+
     def on_output(self, stream: Stream, chunk: bytes) -> None: ...
     def on_stdin_taken(self, count: int) -> None: ...
     def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None: ...
@@ -82,7 +82,7 @@ class Owner(Protocol):
 
 
 class Sandbox:
-    """`build()`, then `give()` once READY, at any time `end()`. `on_gone` is called when nothing is left."""
+    """`build()`, `run()` whether it is READY or not, at any time `end()`. `on_gone` is called when nothing is left."""
 
     def __init__(
         self,
@@ -91,7 +91,6 @@ class Sandbox:
         slot: int,
         leaf: Leaf,
         control: tuple[socket.socket, socket.socket],
-        owner: Owner,
         on_gone: Callable[[], None],
     ) -> None:
         """Takes `leaf`, whose limits are written, `slot`, and the pair to init; given back when the sandbox is gone."""
@@ -100,7 +99,7 @@ class Sandbox:
         self._inputs = inputs
         self._slot = slot
         self._leaf = leaf
-        self._owner = owner
+        self._owner: Owner | None = None
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -111,10 +110,12 @@ class Sandbox:
         self._spawned = False
         self._pidfd = -1
         self._tree = -1
-        self._limits: Limits = inputs.policy.ceilings
+        self._limits: Limits = inputs.policy.defaults
         self._stage: StageSpec | None = None
-        self._job_fd = -1
+        self._job_fds: list[int] = []
         self._streams: Streams | None = None
+        self._awaited = {ReportKind.READY, ReportKind.HELD}
+        self._held: Report | None = None
         self._started: Report | None = None
         self._ended: Report | None = None
         self._exec_errno: int | None = None
@@ -134,10 +135,7 @@ class Sandbox:
 
     def build(self) -> None:
         """Spawns init. A step that fails ends the sandbox with that failure."""
-        try:
-            self._spawn()
-        except OSError as error:
-            self._fail(StepError("Spawn", str(error.filename or "init"), error.errno or 0))
+        if not self._attempt("Spawn", self._spawn):
             return
         self._watch(self._control, self._on_control)
         self._watch(self._outer_fd, self._on_outer_ended)
@@ -146,71 +144,75 @@ class Sandbox:
         self._after(BUILD_DEADLINE_S, self._on_build_deadline, State.BUILDING)
 
     def _spawn(self) -> None:
-        """posix_spawn, never fork: this process has a big heap, and libraries may have threads. Init's descriptors
-        start at 3, in the order of `enum slot`."""
+        """posix_spawn, never fork: this process has a big heap, and libraries may have threads. The payload's 0, 1 and
+        2 come first, then init's own descriptors in the order of `enum slot`."""
+        self._streams = Streams(self._inputs.id_base + plan.PAYLOAD_ID)
         with self._init_control as child:
             build_list = self._workshop.build_list(self._inputs)
-            inherited = (child.fileno(), self._leaf.v2_fd, build_list, *self._leaf.attach_fds)
-            actions = [(os.POSIX_SPAWN_DUP2, self._workshop.null_fd, fd) for fd in range(_FIRST_FD)]
-            actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_FD + index) for index, fd in enumerate(inherited)]
+            inherited = (*self._streams.ends, child.fileno(), self._leaf.v2_fd, build_list, *self._leaf.attach_fds)
             outer_pid = os.posix_spawn(
                 self._workshop.init_path,
                 ["sandboxd-init", *self._inputs.host.v1_controllers],
                 {},
-                file_actions=actions,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inherited)],
                 setsigmask=[],
                 setsigdef=_IGNORED_BY_PYTHON,
             )
             self._spawned = True
+            self._streams.close_ends()
             self._outer_fd = os.pidfd_open(outer_pid)
 
     # --- job
 
-    def prepare(self, stage: StageSpec) -> None:
+    def run(self, owner: Owner, stage: StageSpec) -> None:
+        """Gives it its one job, at once or when it is READY; builds it first where that was not begun. Precondition:
+        the stage was validated."""
+        self._owner, self._stage, self._limits = owner, stage, stage.limits
+        if not self._spawned:
+            self.build()
+        if self.state <= State.READY and self._attempt("Prepare", self._prepare) and self.state is State.READY:
+            self._give()
+
+    def _prepare(self) -> None:
         """Everything of a job that needs no sandbox: done while init builds, it delays nobody."""
-        try:
-            self._prepare(stage)
-        except OSError as error:
-            self._fail(StepError("Prepare", str(error.filename or error.strerror), error.errno or 0))
+        if self._stage is None or self._streams is None or self._owner is None:
+            raise RuntimeError("no job to prepare")
+        env = (f"{name}={value}" for name, value in plan.environment(self._stage).items())
+        job_list = wire.encode(plan.job_plan(self._stage), self._stage.argv, env)
+        self._job_fds.append(syscalls.sealed_memfd("sandboxd-job", job_list))
+        stdin = self._streams.connect(self._stage.stdin, self._on_chunk, self._owner.on_stdin_taken)
+        if stdin is not None:
+            self._job_fds.append(stdin)
 
-    def _prepare(self, stage: StageSpec) -> None:
-        env = (f"{name}={value}" for name, value in plan.environment(stage).items())
-        job_list = wire.encode(plan.job_plan(stage, self._inputs), stage.argv, env)
-        self._job_fd = syscalls.sealed_memfd("sandboxd-job", job_list)
-        payload_id = self._inputs.id_base + plan.PAYLOAD_ID
-        self._streams = Streams(stage.stdin, payload_id, self._on_chunk, self._owner.on_stdin_taken)
-
-    def give(self, stage: StageSpec) -> None:
-        """Lowers the limits to the job's and hands it over, prepared or not. Precondition: READY; the stage was
-        validated, and is the one that was prepared.
-        """
-        self._stage = stage
-        self._limits = stage.limits
+    def _give(self) -> None:
+        """Hands the prepared job over, under its limits. Precondition: READY."""
         self.state = State.RUNNING
-        try:
-            self._leaf.set_limits(stage.limits.memory_bytes, stage.limits.processes + 1)
-            syscalls.reconfigure_mount(self._tree, write_layer_options(stage.limits.disk_bytes))
-            self._send_job(stage)
-        except OSError as error:
-            self._fail(StepError("Give", str(error.filename or error.strerror), error.errno or 0))
-            return
-        self._after(BUILD_DEADLINE_S, self._on_start_deadline, State.RUNNING)
+        if self._attempt("Give", self._hand_over):
+            self._after(BUILD_DEADLINE_S, self._on_start_deadline, State.RUNNING)
 
-    def _send_job(self, stage: StageSpec) -> None:
-        if self._streams is None:
-            self._prepare(stage)
-        if self._streams is not None:
-            socket.send_fds(self._control, [b"j"], [self._job_fd, *self._streams.ends])
-            self._streams.close_ends()
+    def _hand_over(self) -> None:
+        self._leaf.set_limits(self._limits.memory_bytes, self._limits.processes + 1)
+        if self._limits.disk_bytes != self._inputs.policy.defaults.disk_bytes:
+            syscalls.reconfigure_mount(self._tree, write_layer_options(self._limits.disk_bytes))
+        socket.send_fds(self._control, [b"j"], self._job_fds)
         self._close_job()
 
     def _close_job(self) -> None:
-        if self._job_fd >= 0:
-            os.close(self._job_fd)
-            self._job_fd = -1
+        for fd in self._job_fds:
+            os.close(fd)
+        self._job_fds.clear()
+
+    def _attempt(self, step: str, action: Callable[[], None]) -> bool:
+        """False when it failed: that is then the sandbox's failure."""
+        try:
+            action()
+        except OSError as error:
+            self._fail(StepError(step, str(error.filename or error.strerror), error.errno or 0))
+            return False
+        return True
 
     def write_stdin(self, chunk: bytes) -> None:
-        """Queues a chunk for the payload. Precondition: the job was given."""
+        """Queues a chunk for the payload. Precondition: it has a job."""
         if self._streams is not None:
             self._streams.write_stdin(chunk)
 
@@ -225,7 +227,8 @@ class Sandbox:
             self._streams.pause(paused)
 
     def _on_chunk(self, stream: Stream, chunk: bytes) -> None:
-        self._owner.on_output(stream, chunk)
+        if self._owner is not None:
+            self._owner.on_output(stream, chunk)
         if self._streams is not None:
             bound = self._limits.output_bytes * self._inputs.policy.output_kill_factor
             if self._streams.total_bytes[stream] > bound:
@@ -273,42 +276,54 @@ class Sandbox:
             case ReportKind.TREE if report.fd is not None:
                 self._tree = report.fd
             case ReportKind.READY:
-                if self.state is State.BUILDING:
-                    self.state = State.READY
-                    self._owner.on_ready()
+                if report.fd is not None:
+                    self._denied = DeniedCalls(report.fd, self._workshop.filter_program(self._inputs.policy))
+                self._on_built(report.kind)
+            case ReportKind.HELD:
+                self._held = report
+                self._on_built(report.kind)
             case ReportKind.STARTED:
                 self._on_started(report)
             case ReportKind.ENDED:
                 self._on_ended(report)
             case ReportKind.NOEXEC if report.error in PROGRAM_EXEC_ERRNOS:
                 self._exec_errno = report.error
-                self._kill()
             case _:
                 self._fail(self._step_error(report))
+
+    def _on_built(self, part: ReportKind) -> None:
+        self._awaited.discard(part)
+        if not self._awaited and self.state is State.BUILDING:
+            self.state = State.READY
+            if self._stage is not None:
+                self._give()
 
     def _on_started(self, report: Report) -> None:
         self._started = report
         if self._stage is not None:  # what was sent lies in the sandbox now: here it would only take memory
             self._stage = without_contents(self._stage)
-        if report.fd is not None:
-            self._denied = DeniedCalls(report.fd, self._workshop.filter_program(self._inputs.policy))
         if self.state is State.RUNNING:
             left_ns = self._limits.wall_time_ns - (time.monotonic_ns() - report.exec_ns)
             self._after(left_ns / NANOSECONDS, self._on_wall_limit, State.RUNNING)
             self._plan_cpu_check(0)
 
     def _on_ended(self, report: Report) -> None:
+        """Before its program was started it can only be killed, as by a memory limit that its files do not fit into."""
         self._ended = report
         self._end_ns = report.end_ns
-        if self.state is State.RUNNING and report.alone:
+        if self.state < State.RUNNING:
+            self._fail(StepError("Build", "the payload's process ended before it had a job", errno.ECHILD))
+        elif self.state is State.RUNNING and self._started is None and os.WIFEXITED(report.status):
+            self._fail(StepError("Start", "the payload's process ended before its program began", errno.ECHILD))
+        elif self.state is State.RUNNING and report.alone:
             self._finish()
         else:
             self._kill()
 
     def _step_error(self, report: Report) -> StepError:
         """The step that init names by its index, in the words of the plan."""
-        of_job = report.phase in (Phase.JOB, Phase.EXEC) and self._stage is not None
-        listed = plan.job_plan(self._stage, self._inputs) if of_job and self._stage else plan.build_plan(self._inputs)
+        of_job = report.phase in (Phase.JOB, Phase.EXEC)
+        listed = plan.job_plan(self._stage) if of_job and self._stage else plan.build_plan(self._inputs)
         if report.step >= len(listed):
             return StepError("Init", f"phase {report.phase}", report.error)
         step = listed[report.step].step
@@ -318,9 +333,9 @@ class Sandbox:
 
     def _cpu_used_ns(self) -> int:
         """CPU time since execve of the payload and all its descendants: the leaf's, less what was ours."""
-        last = self._ended or self._started
-        ours = last.payload_cpu_ns + last.init_cpu_ns if last is not None else 0
-        return max(0, self._leaf.cpu_usage_ns() - ours)
+        payload_ns = self._started.payload_cpu_ns if self._started is not None else 0
+        init = self._ended or self._held
+        return max(0, self._leaf.cpu_usage_ns() - payload_ns - (init.init_cpu_ns if init is not None else 0))
 
     def _plan_cpu_check(self, used_ns: int) -> None:
         """Due when the limit could first be reached, with every core at work: tight, and idle costs nothing."""
@@ -436,7 +451,8 @@ class Sandbox:
             facts = no_facts(Failure(step="Measure", subject=str(error), errno=number), self._ending)
             files, omitted = (), 0
         try:
-            self._owner.on_over(facts, files, omitted)
+            if self._owner is not None:
+                self._owner.on_over(facts, files, omitted)
         finally:
             # A client that has its next job at hand is served first: teardown then runs while that one's init builds.
             self._after(TEAR_DOWN_DELAY_S, self._tear_down, State.OVER)
@@ -447,14 +463,17 @@ class Sandbox:
         oom = self._leaf.oom()
         peak = self._leaf.processes_peak()
         layer = os.fstatvfs(self._tree)
+        ran = self._started is not None and self._exec_errno is None
         status = os.waitstatus_to_exitcode(self._ended.status) if self._ended is not None else None
-        exec_ns = self._started.exec_ns if self._started is not None else self._end_ns
+        if status is not None and status >= 0 and not ran:
+            status = None  # our process's, not the program's
+        exec_ns = self._started.exec_ns if self._started is not None and ran else self._end_ns
         return Facts(
             exit_code=status if status is not None and status >= 0 else None,
             signal=-status if status is not None and status < 0 else None,
             exec_errno=self._exec_errno,
             ending=self._ending,
-            cpu_time_ns=self._cpu_used_ns() if self._started is not None else 0,
+            cpu_time_ns=self._cpu_used_ns() if ran else 0,
             wall_time_ns=max(0, self._end_ns - exec_ns),
             memory_peak_bytes=self._leaf.memory_peak_bytes(),
             processes_peak=None if peak is None else max(0, peak - 1),  # PID 1 is ours
@@ -484,7 +503,7 @@ class Sandbox:
         if self._streams is not None:
             self._streams.close()
         # Sandbox and streams know each other: what they hold must not wait for the collector of cycles.
-        self._stage = self._streams = None
+        self._stage = self._streams = self._owner = None
         if self._denied is not None:
             self._denied.close()
         if self._tree >= 0:

@@ -153,7 +153,8 @@ class Mkdir(Step, frozen=True):
         return Record(args=(self.mode, self.uid, self.gid), strings=(self.path,))
 
     def subject(self) -> str:
-        return f"{self.path} ({self.mode:04o}, uid {self.uid})"
+        owner = f", uid {self.uid}" if self.uid else ""
+        return f"{self.path} ({self.mode:04o}{owner})"
 
 
 class Symlink(Step, frozen=True):
@@ -263,19 +264,6 @@ class SetPriority(Step, frozen=True):
         return f"nice {self.nice}"
 
 
-class OpenDir(Step, frozen=True):
-    slot: Slot
-    path: str
-
-    OP: ClassVar[Op] = Op.OPEN_DIR
-
-    def record(self) -> Record:
-        return Record(slot=self.slot, strings=(self.path,))
-
-    def subject(self) -> str:
-        return self.path
-
-
 class LandlockCreate(Step, frozen=True):
     """A ruleset that handles these rights: what no rule allows is refused."""
 
@@ -373,21 +361,6 @@ class SetEuid(Step, frozen=True):
         return str(self.uid)
 
 
-class SetFsid(Step, frozen=True):
-    """Who owns what PID 1 creates from here on."""
-
-    uid: int
-    gid: int
-
-    OP: ClassVar[Op] = Op.SETFSID
-
-    def record(self) -> Record:
-        return Record(args=(self.uid, self.gid))
-
-    def subject(self) -> str:
-        return f"uid {self.uid}, gid {self.gid}"
-
-
 class DropBounding(Step, frozen=True):
     last: int
 
@@ -454,14 +427,17 @@ class SetRlimit(Step, frozen=True):
         return f"{self.label} {'unlimited' if self.soft == resource.RLIM_INFINITY else self.soft}"
 
 
-class ArrangeStdio(Step, frozen=True):
-    """The job's pipes become descriptors 0, 1 and 2."""
+class TakeStdin(Step, frozen=True):
+    """What the job reads becomes descriptor 0; until then that is empty."""
 
-    OP: ClassVar[Op] = Op.STDIO
+    OP: ClassVar[Op] = Op.STDIN
+
+    def record(self) -> Record:
+        return Record(slot=Slot.STDIN)
 
 
 class CloseRange(Step, frozen=True):
-    """Every other descriptor is closed; the status pipe closes itself on exec."""
+    """Every other descriptor is closed; the control socket closes itself on exec."""
 
     OP: ClassVar[Op] = Op.CLOSE_RANGE
 
@@ -478,28 +454,15 @@ class LeakRoot(Step, frozen=True):
     OP: ClassVar[Op] = Op.LEAK_ROOT
 
 
-class MakeDirAt(Step, frozen=True):
-    path: str
-    mode: int = 0o755
-
-    OP: ClassVar[Op] = Op.MAKE_DIR_AT
-
-    def record(self) -> Record:
-        return Record(slot=Slot.BOX, args=(self.mode,), strings=(self.path,))
-
-    def subject(self) -> str:
-        return f"/box/{self.path}"
-
-
 class WriteFile(Step, frozen=True):
     path: str
     content: bytes
     mode: int
 
-    OP: ClassVar[Op] = Op.WRITE_FILE_AT
+    OP: ClassVar[Op] = Op.WRITE_FILE
 
     def record(self) -> Record:
-        return Record(slot=Slot.BOX, args=(self.mode,), strings=(self.path,), data=self.content)
+        return Record(args=(self.mode,), strings=(self.path,), data=self.content)
 
     def subject(self) -> str:
         return f"/box/{self.path} ({len(self.content)} bytes, {self.mode:04o})"

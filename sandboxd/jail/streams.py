@@ -17,22 +17,17 @@ class Stream(enum.IntEnum):
 
 
 class Streams:
-    """Made with the job. `ends` are the payload's descriptors 0, 1 and 2: the caller passes them on and closes them.
+    """Made with the sandbox. `ends` are the payload's descriptors 0, 1 and 2: the caller passes them on and closes
+    them. stdin is empty until the job brings its own.
 
-    stdin is a sealed memfd opened anew for reading, or a pipe when chunks will come. All are given to the payload's id,
-    so that it can open /dev/stdin and its siblings.
+    All are given to the payload's id, so that it can open /dev/stdin and its siblings.
     """
 
-    def __init__(
-        self,
-        stdin: bytes | None,
-        owner_id: int,
-        on_chunk: Callable[[Stream, bytes], None],
-        on_taken: Callable[[int], None],
-    ) -> None:
+    def __init__(self, owner_id: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_chunk = on_chunk
-        self._on_taken = on_taken
+        self._owner_id = owner_id
+        self._on_chunk: Callable[[Stream, bytes], None] | None = None
+        self._on_taken: Callable[[int], object] = int
         self._fds = [-1, -1]
         self._stdin = -1
         self._queue = bytearray()
@@ -41,29 +36,32 @@ class Streams:
         self.total_bytes = [0, 0]
         self.ends: list[int] = []
         try:
-            self.ends.append(self._make_stdin(stdin))
+            self.ends.append(_readable(b""))
             for stream in Stream:
                 self._fds[stream], write_end = os.pipe2(os.O_CLOEXEC)
                 self.ends.append(write_end)
                 os.set_blocking(self._fds[stream], False)
-            for fd in self.ends[0 if stdin is None else 1 :]:
-                os.fchown(fd, owner_id, owner_id)
+                os.fchown(write_end, owner_id, owner_id)
         except BaseException:
             self.close()
             raise
+
+    def connect(
+        self, stdin: bytes | None, on_chunk: Callable[[Stream, bytes], None], on_taken: Callable[[int], None]
+    ) -> int | None:
+        """From here on output is read. Returns the payload's stdin, which the caller passes on and closes: None where
+        it stays empty, a sealed memfd opened anew for reading, or (`stdin` is None) a pipe for chunks that will come.
+        """
+        self._on_chunk = on_chunk
+        self._on_taken = on_taken
         for stream in Stream:
             self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
-
-    def _make_stdin(self, stdin: bytes | None) -> int:
-        if stdin is not None:
-            memfd = syscalls.sealed_memfd("stdin", [stdin])
-            try:
-                return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
-            finally:
-                os.close(memfd)
-        read_end, self._stdin = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._stdin, False)
-        return read_end
+        if stdin is None:
+            read_end, self._stdin = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._stdin, False)
+            os.fchown(read_end, self._owner_id, self._owner_id)
+            return read_end
+        return _readable(stdin) if stdin else None
 
     def close_ends(self) -> None:
         """The payload has its ends, or will never get them."""
@@ -126,7 +124,8 @@ class Streams:
             self._close(stream)
             return False
         self.total_bytes[stream] += len(chunk)
-        self._on_chunk(stream, chunk)
+        if self._on_chunk is not None:
+            self._on_chunk(stream, chunk)
         return True
 
     def drain(self) -> None:
@@ -150,3 +149,12 @@ class Streams:
             self._loop.remove_writer(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
+
+
+def _readable(content: bytes) -> int:
+    """Opened anew: a description of its own that cannot write."""
+    memfd = syscalls.sealed_memfd("stdin", [content])
+    try:
+        return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(memfd)

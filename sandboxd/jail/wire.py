@@ -13,7 +13,7 @@ from typing import ClassVar
 import msgspec
 
 MAGIC = 0x64786273
-VERSION = 1
+VERSION = 2
 STEP = struct.Struct("=HBBI4Q4IQ")
 HEADER = struct.Struct("=8I")
 _ALIGNMENT = 8
@@ -24,11 +24,10 @@ class Phase(enum.IntEnum):
 
     OUTER = 0
     BUILD = 1
-    JOB = 2
-    PAYLOAD = 3
-    HOLD = 4
+    PAYLOAD = 2
+    HOLD = 3
+    JOB = 4
     EXEC = 5
-    ENTER = 6
 
 
 class Slot(enum.IntEnum):
@@ -40,10 +39,7 @@ class Slot(enum.IntEnum):
     ATTACH = 3
     PROC = 7
     LANDLOCK = 8
-    BOX = 9
-    STDIN = 10
-    STDOUT = 11
-    STDERR = 12
+    STDIN = 9
 
 
 class Op(enum.IntEnum):
@@ -73,7 +69,6 @@ class Op(enum.IntEnum):
     SETDOMAINNAME = 22
     JOIN_KEYRING = 23
     SETPRIORITY = 24
-    OPEN_DIR = 25
     LANDLOCK_CREATE = 26
     LANDLOCK_ADD = 27
     LANDLOCK_RESTRICT = 28
@@ -81,16 +76,14 @@ class Op(enum.IntEnum):
     SETGROUPS = 30
     SETRESGID = 31
     SETRESUID = 32
-    SETFSID = 33
     DROP_BOUNDING = 34
     CAPSET = 35
     RAISE_AMBIENT = 36
     SECCOMP = 37
     SETRLIMIT = 38
-    STDIO = 39
+    STDIN = 39
     CLOSE_RANGE = 40
-    MAKE_DIR_AT = 41
-    WRITE_FILE_AT = 42
+    WRITE_FILE = 42
     EXEC = 43
     FAIL = 44
     SIGNALS = 45

@@ -42,7 +42,7 @@ class Workshop:
         run_dir: Path,
         without: frozenset[Layer],
     ) -> None:
-        self.null_fd = _reserve_low_descriptors()
+        self._reserved_fd = _reserve_low_descriptors()
         self._init_fd = syscalls.sealed_memfd("sandboxd-init", [init_binary().read_bytes()], executable=True)
         self.init_path = f"/proc/self/fd/{self._init_fd}"
         self.cgroups = cgroups
@@ -94,7 +94,7 @@ class Workshop:
         return fd
 
     def close(self) -> None:
-        for fd in (self.null_fd, self._init_fd, *self._lists.values()):
+        for fd in (self._reserved_fd, self._init_fd, *self._lists.values()):
             os.close(fd)
         self._lists.clear()
 

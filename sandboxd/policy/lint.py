@@ -17,6 +17,22 @@ from sandboxd.policy.seccomp import is_known
 from sandboxd.spec import Struct
 
 _INT_MASK = 0xFFFFFFFF
+_INIT = "init"
+"""The profile of PID 1 itself; every other one is a payload's."""
+ARRIVAL = (
+    "recvmsg",
+    "mmap",
+    "close",
+    "mkdir",
+    "openat2",
+    "write",
+    "dup2",
+    "prlimit64",
+    "sendmsg",
+    "execve",
+    "exit_group",
+)
+"""What the payload's process does under its filter when its job comes."""
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -33,7 +49,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 def lint_folder(folder: Path) -> tuple[Finding, ...]:
     """Everything wrong with the policies, languages and seccomp profiles of `folder`; empty when all is well."""
     findings: list[Finding] = []
-    used: set[str] = {"init"}
+    used: set[str] = {_INIT}
     try:
         used |= {policy.seccomp for policy in load_policies(folder).values()}
     except PolicyError as error:
@@ -44,7 +60,9 @@ def lint_folder(folder: Path) -> tuple[Finding, ...]:
         findings.append(_broken(error))
     for path in sorted((folder / "seccomp").glob("*.json")):
         try:
-            findings += lint_profile(load_profile(path))
+            profile = load_profile(path)
+            findings += lint_profile(profile)
+            findings += [] if profile.name == _INIT else missing_for_arrival(profile)
         except PolicyError as error:
             findings.append(_broken(error))
         if path.stem not in used:
@@ -63,6 +81,18 @@ def lint_profile(profile: Profile) -> list[Finding]:
     for check in (_unknown, _redundant, _shadowed, _half_compared):
         findings += [Finding(file=f"{profile.name}.json", where=where, message=text) for where, text in check(profile)]
     return findings
+
+
+def missing_for_arrival(profile: Profile) -> list[Finding]:
+    """System calls without which no job starts under this filter."""
+    allowed = {name for rule in profile.rules if rule.action is Action.ALLOW for name in rule.names}
+    if profile.default_action is Action.ALLOW:
+        allowed = set(ARRIVAL) - {name for rule in profile.rules if not rule.args for name in rule.names}
+    return [
+        Finding(file=f"{profile.name}.json", where="syscalls", message=f"{name} is not allowed: no job would start")
+        for name in ARRIVAL
+        if name not in allowed
+    ]
 
 
 _Found = Iterator[tuple[str, str]]

@@ -49,7 +49,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     written = []
     for name, pieces in (
         ("build", wire.encode(plan.build_plan(inputs))),
-        ("job", wire.encode(plan.job_plan(stage, inputs), stage.argv, ("A=1",))),
+        ("job", wire.encode(plan.job_plan(stage), stage.argv, ("A=1",))),
     ):
         path = tmp_path_factory.mktemp("lists") / name
         path.write_bytes(b"".join(pieces))

@@ -221,17 +221,22 @@ def test_a_plan_is_the_same_each_time_and_takes_no_root() -> None:
     assert (done.stdout.strip(), done.stderr) == (digest, "")
 
 
-def test_files_come_after_their_folders_and_belong_to_the_payload() -> None:
+def test_files_come_after_their_folders_and_limits_after_files() -> None:
     files = (InputFile(path="a/b/c", content=b"1"), InputFile(path="a/d", content=b"2", executable=True))
-    job = of(Phase.JOB, plan.job_plan(stage(files=files), inputs()))
-    assert [step.describe() for step in job] == [
-        "SetFsid uid 1000, gid 1000",
-        "MakeDirAt /box/a",
-        "MakeDirAt /box/a/b",
+    job = of(Phase.JOB, plan.job_plan(stage(files=files)))
+    assert [step.describe() for step in job[:4]] == [
+        "Mkdir a (0755)",
+        "Mkdir a/b (0755)",
         "WriteFile /box/a/b/c (1 bytes, 0644)",
         "WriteFile /box/a/d (1 bytes, 0755)",
-        "SetFsid uid 0, gid 0",
     ]
+    assert {step.name for step in job[4:]} == {"SetRlimit"}
+
+
+@pytest.mark.parametrize("stdin", [b"", b"text", None])
+def test_stdin_is_taken_where_a_job_has_one(stdin: bytes | None) -> None:
+    job = of(Phase.JOB, plan.job_plan(stage(stdin=stdin)))
+    assert any(isinstance(step, st.TakeStdin) for step in job) == (stdin != b"")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,7 @@ def test_files_come_after_their_folders_and_belong_to_the_payload() -> None:
     ],
 )
 def test_a_command_is_looked_up_along_path(argv: tuple[str, ...], env: dict[str, str], candidates: list[str]) -> None:
-    steps = of(Phase.EXEC, plan.job_plan(stage(argv=argv, env=env), inputs()))
+    steps = of(Phase.EXEC, plan.job_plan(stage(argv=argv, env=env)))
     assert [step.subject() for step in steps] == candidates
 
 
@@ -261,7 +266,7 @@ def test_the_requests_environment_lies_over_the_fixed_one() -> None:
 
 
 def test_each_step_says_what_it_does() -> None:
-    for item in (*plan.build_plan(inputs()), *plan.job_plan(stage(), inputs())):
+    for item in (*plan.build_plan(inputs()), *plan.job_plan(stage())):
         text = item.step.describe()
         assert text.startswith(item.step.name)
         assert text == text.strip()

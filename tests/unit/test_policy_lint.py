@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import PolicyError
-from sandboxd.policy.lint import lint_folder, lint_profile
+from sandboxd.policy.lint import ARRIVAL, lint_folder, lint_profile, missing_for_arrival
 from sandboxd.policy.load import policy_folder
 from sandboxd.policy.profile import load_profile
 
@@ -44,6 +44,15 @@ def test_an_unknown_syscall_is_found(tmp_path: Path) -> None:
     assert findings(tmp_path, rule("read raed")) == [
         "mine.json: syscalls[0].names: unknown syscall 'raed': the rule has no effect on it"
     ]
+
+
+@pytest.mark.parametrize("name", ARRIVAL)
+def test_a_filter_under_which_no_job_could_start_is_found(tmp_path: Path, name: str) -> None:
+    others = rule(" ".join(other for other in ARRIVAL if other != name))
+    for rules, default in (([others], ERRNO), ([rule(name, ERRNO)], ALLOW)):
+        path = write(tmp_path, *rules, defaultAction=default)
+        found = [str(finding) for finding in missing_for_arrival(load_profile(path))]
+        assert found == [f"mine.json: syscalls: {name} is not allowed: no job would start"]
 
 
 def test_a_call_of_another_architecture_is_known(tmp_path: Path) -> None:

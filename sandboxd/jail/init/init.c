@@ -3,9 +3,10 @@
  *   launcher ── posix_spawn ──> outer ── clone3(CLONE_PARENT | CLONE_INTO_CGROUP) ──> PID 1 ── fork ──> payload (PID 2)
  *
  * outer is in the host's namespaces: it makes PID 1, puts it into the v1 cgroups, writes its id maps, hands its pidfd to the
- * launcher and exits. PID 1 executes the build list, reports READY, receives the job list with the payload's three
- * descriptors, forks the payload, gives up all rights, reaps, and reports the main process's end. The payload executes its
- * steps and then the job's command.
+ * launcher and exits. PID 1 executes the build list, forks the payload's process, gives up all rights, reaps, and reports the
+ * main process's end. The payload's process gives up all rights and reports READY before it knows its job; it then receives
+ * the job list, puts the job's files and limits in place, and executes its command. Until then it holds the control socket
+ * beside PID 1; no program ever does.
  *
  * Nothing here decides: lists of fixed-size steps arrive in sealed memfds, made by the launcher (sandboxd/jail/plan.py).
  * Nothing here allocates. A failing step is reported with its index and errno, and is the end.
@@ -116,33 +117,11 @@ int send_report(int socket, const struct report *report, int fd)
     return sendmsg(socket, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
 }
 
-/* Returns what read(2) does. A descriptor that comes along is the caller's; else it is -1. */
-static ssize_t receive_report(int socket, struct report *report, int *fd)
-{
-    struct iovec io = {report, sizeof *report};
-    char room[CMSG_SPACE(sizeof *fd)];
-    struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
-    ssize_t n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-    *fd = -1;
-    if (c && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof *fd))
-        memcpy(fd, CMSG_DATA(c), sizeof *fd);
-    return n;
-}
-
 __attribute__((noreturn)) static void broken(struct sandbox *s, uint32_t phase, int error)
 {
     struct report report = {.kind = REPORT_FAILED, .phase = phase, .step = s->at, .error = error};
     send_report(s->slot[SLOT_CONTROL], &report, -1);
     _exit(EXIT_BROKEN);
-}
-
-/* The payload has no socket: it tells PID 1, which tells the launcher. */
-__attribute__((noreturn)) static void payload_broken(struct sandbox *s, uint32_t kind, uint32_t phase, int error)
-{
-    struct report report = {.kind = kind, .phase = phase, .step = s->at, .error = error};
-    ssize_t told = write(s->status, &report, sizeof report);
-    _exit(told < 0 ? EXIT_BROKEN + 1 : EXIT_BROKEN);
 }
 
 static int run_phase(struct sandbox *s, const struct image *in, uint32_t phase)
@@ -215,10 +194,10 @@ int await_peer(struct sandbox *s)
 
 /* --- PID 1 ------------------------------------------------------------------------------------------------------------ */
 
-/* The job: one message with the list and the payload's stdin, stdout, stderr. End of file: not needed any more. */
+/* The job: one message with the list and perhaps the payload's stdin. End of file: not needed any more. */
 static int receive_job(struct sandbox *s, struct image *job)
 {
-    int fds[4];
+    int fds[2] = {-1, -1};
     char byte, room[CMSG_SPACE(sizeof fds)];
     struct iovec io = {&byte, 1};
     struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
@@ -228,13 +207,11 @@ static int receive_job(struct sandbox *s, struct image *job)
     if (n < 0)
         return -1;
     struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-    if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof fds))
+    if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(sizeof *fds) || c->cmsg_len > CMSG_LEN(sizeof fds))
         return errno = EBADMSG, -1;
-    memcpy(fds, CMSG_DATA(c), sizeof fds);
-    for (int i = 0; i < 3; i++)
-        s->slot[SLOT_STDIN + i] = fds[1 + i];
+    memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
+    s->slot[SLOT_STDIN] = fds[1];
     int result = map_list(fds[0], job);
-    s->at = UINT32_MAX; /* no step of it failed: the list did */
     close(fds[0]);
     return result;
 }
@@ -257,49 +234,34 @@ static int exec_candidates(struct sandbox *s, const struct image *job, char **ar
     return error;
 }
 
-__attribute__((noreturn)) static void payload(struct sandbox *s, const struct image *build, const struct image *job)
+/* Gives up its rights first, and learns its job then: what it does with a job's files is done as the job could do it. */
+__attribute__((noreturn)) static void payload(struct sandbox *s, const struct image *build)
 {
-    char **argv = pointers(job, job->head->argv, job->head->argc);
-    char **envp = pointers(job, job->head->envp, job->head->envc);
-    if (!argv || !envp)
-        payload_broken(s, REPORT_FAILED, PHASE_EXEC, EINVAL);
-    if (run_phase(s, build, PHASE_ENTER) < 0)
-        payload_broken(s, REPORT_FAILED, PHASE_ENTER, errno);
-    if (run_phase(s, job, PHASE_PAYLOAD) < 0)
-        payload_broken(s, REPORT_FAILED, PHASE_JOB, errno); /* PHASE_JOB: the index is in the job list */
-    if (run_phase(s, build, PHASE_PAYLOAD) < 0)
-        payload_broken(s, REPORT_FAILED, PHASE_PAYLOAD, errno);
-    struct report report = {.kind = REPORT_STARTED, .payload_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID)};
-    if (send_report(s->status, &report, s->listener) < 0)
-        _exit(EXIT_BROKEN);
-    payload_broken(s, REPORT_NOEXEC, PHASE_EXEC, exec_candidates(s, job, argv, envp));
-}
+    struct image job;
+    struct report ready = {.kind = REPORT_READY}, started = {.kind = REPORT_STARTED}, noexec = {.kind = REPORT_NOEXEC};
 
-/* The payload's end of the pair: STARTED then end of file is a successful execve; anything else is passed on and is the end. */
-static void await_exec(struct sandbox *s, int status, struct report *started)
-{
-    struct report failed;
-    int listener, none;
-    ssize_t n = receive_report(status, started, &listener);
-    if (n == (ssize_t)sizeof *started && started->kind == REPORT_STARTED) {
-        n = receive_report(status, &failed, &none);
-        started->exec_ns = clock_ns(CLOCK_MONOTONIC);
-        started->init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-        if (n == 0) {
-            send_report(s->slot[SLOT_CONTROL], started, listener);
-            if (listener >= 0)
-                close(listener);
-            return;
-        }
-    } else if (n == (ssize_t)sizeof *started) {
-        failed = *started;
-    }
-    if (n == 0) { /* killed between fork and exec: the report of its end tells how */
-        started->exec_ns = clock_ns(CLOCK_MONOTONIC);
-        return;
-    }
-    failed.payload_cpu_ns = started->payload_cpu_ns;
-    send_report(s->slot[SLOT_CONTROL], &failed, -1);
+    if (run_phase(s, build, PHASE_PAYLOAD) < 0)
+        broken(s, PHASE_PAYLOAD, errno);
+    if (send_report(s->slot[SLOT_CONTROL], &ready, s->listener) < 0)
+        _exit(EXIT_BROKEN);
+    if (s->listener >= 0)
+        close(s->listener);
+
+    s->at = UINT32_MAX; /* no step of it failed: the list did */
+    if (receive_job(s, &job) < 0)
+        broken(s, PHASE_JOB, errno);
+    char **argv = pointers(&job, job.head->argv, job.head->argc);
+    char **envp = pointers(&job, job.head->envp, job.head->envc);
+    if (!argv || !envp)
+        broken(s, PHASE_JOB, EINVAL);
+    if (run_phase(s, &job, PHASE_JOB) < 0)
+        broken(s, PHASE_JOB, errno);
+    started.exec_ns = clock_ns(CLOCK_MONOTONIC) + s->clock_offset_ns;
+    started.payload_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+    if (send_report(s->slot[SLOT_CONTROL], &started, -1) < 0)
+        _exit(EXIT_BROKEN);
+    noexec.error = exec_candidates(s, &job, argv, envp);
+    send_report(s->slot[SLOT_CONTROL], &noexec, -1);
     _exit(EXIT_BROKEN);
 }
 
@@ -320,18 +282,18 @@ static int reap(pid_t main_pid, struct report *report)
     return seen;
 }
 
-/* Holds the namespaces until the launcher lets go: end of file on the control socket is the sandbox's end. */
-static void hold(struct sandbox *s, pid_t main_pid, int children, struct report *report)
+/* Holds the namespaces until the launcher lets go: its end of the control socket is closed. What it sends is the payload's. */
+static void hold(struct sandbox *s, pid_t main_pid, int children)
 {
-    struct pollfd wake[2] = {{.fd = s->slot[SLOT_CONTROL], .events = POLLIN}, {.fd = children, .events = POLLIN}};
+    struct pollfd wake[2] = {{.fd = s->slot[SLOT_CONTROL]}, {.fd = children, .events = POLLIN}};
     struct signalfd_siginfo info;
+    struct report report = {.kind = REPORT_ENDED};
     int ended = 0;
     for (;;) {
-        if (reap(main_pid, report) && !ended) {
+        if (reap(main_pid, &report) && !ended) {
             ended = 1;
-            report->kind = REPORT_ENDED;
-            report->init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-            send_report(s->slot[SLOT_CONTROL], report, -1);
+            report.init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+            send_report(s->slot[SLOT_CONTROL], &report, -1);
         }
         if (poll(wake, 2, -1) < 0)
             _exit(EXIT_BROKEN);
@@ -344,9 +306,7 @@ static void hold(struct sandbox *s, pid_t main_pid, int children, struct report 
 
 static void build_and_hold(struct sandbox *s, const struct image *build)
 {
-    struct image job;
-    struct report ready = {.kind = REPORT_READY}, report = {0};
-    int status[2];
+    struct report held = {.kind = REPORT_HELD};
     sigset_t chld;
 
     if (run_phase(s, build, PHASE_BUILD) < 0)
@@ -356,35 +316,29 @@ static void build_and_hold(struct sandbox *s, const struct image *build)
     sigaddset(&chld, SIGCHLD);
     sigprocmask(SIG_BLOCK, &chld, NULL);
     int children = signalfd(-1, &chld, SFD_CLOEXEC);
-    if (children < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, status) < 0 || send_report(s->slot[SLOT_CONTROL], &ready, -1) < 0)
-        broken(s, PHASE_BUILD, errno);
-
-    if (receive_job(s, &job) < 0)
-        broken(s, PHASE_JOB, errno);
-    if (run_phase(s, &job, PHASE_JOB) < 0)
-        broken(s, PHASE_JOB, errno);
-    pid_t pid = fork();
+    pid_t pid = children < 0 ? -1 : fork();
     if (pid < 0)
-        broken(s, PHASE_PAYLOAD, errno);
-    if (pid == 0) {
-        s->status = status[1];
-        payload(s, build, &job);
-    }
+        broken(s, PHASE_BUILD, errno);
+    if (pid == 0)
+        payload(s, build);
+    for (int fd = 0; fd < FIRST_FD; fd++)
+        close(fd); /* the payload's */
     for (int slot = SLOT_LEAF; slot < SLOT_COUNT; slot++)
         if (s->slot[slot] >= 0)
             close(s->slot[slot]);
-    close(status[1]);
     if (s->leak)
         close(s->leak);
     if (run_phase(s, build, PHASE_HOLD) < 0)
         broken(s, PHASE_HOLD, errno);
-    await_exec(s, status[0], &report);
-    hold(s, pid, children, &report);
+    held.init_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+    if (send_report(s->slot[SLOT_CONTROL], &held, -1) < 0)
+        _exit(EXIT_BROKEN);
+    hold(s, pid, children);
 }
 
 int main(int argc, char **argv)
 {
-    struct sandbox s = {.peer = -1, .status = -1, .listener = -1, .pidfd = -1};
+    struct sandbox s = {.peer = -1, .listener = -1, .pidfd = -1};
     (void)argv;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) /* before anything can look at this process */
         return EXIT_BROKEN;

@@ -15,12 +15,12 @@ struct image {
 struct sandbox {
     int slot[SLOT_COUNT];
     int peer;    /* outer's and PID 1's end of the pair between them */
-    int status;  /* payload: its end of the pair to PID 1 */
     int listener; /* payload: of its filter's notifications; else -1 */
     int pidfd;   /* outer: PID 1 */
     int leak;    /* `--without mount`: the host's root; else 0 */
     pid_t pid;   /* outer: PID 1 as seen from the host */
     uint32_t at; /* index of the step being executed */
+    uint64_t clock_offset_ns; /* what the payload's monotonic clock is behind the host's */
 };
 
 /* init.c */

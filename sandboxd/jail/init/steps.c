@@ -13,7 +13,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -89,13 +88,14 @@ static int open_proc(void)
 }
 
 /* time_namespaces(7): offsets are set before the first task enters; whole seconds keep both clocks positive. */
-static int zero_clocks(int proc)
+static int zero_clocks(struct sandbox *s, int proc)
 {
     struct timespec monotonic, boottime;
     char offsets[96];
     if (clock_gettime(CLOCK_MONOTONIC, &monotonic) < 0 || clock_gettime(CLOCK_BOOTTIME, &boottime) < 0)
         return -1;
     snprintf(offsets, sizeof offsets, "monotonic -%lld 0\nboottime -%lld 0\n", (long long)monotonic.tv_sec, (long long)boottime.tv_sec);
+    s->clock_offset_ns = (uint64_t)monotonic.tv_sec * 1000000000u;
     return write_once(proc, "self/timens_offsets", offsets, 0);
 }
 
@@ -213,9 +213,9 @@ static int default_signals(void)
     return (int)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none);
 }
 
-static int write_file_at(int dir, const char *path, uint64_t mode, const char *data, uint32_t len)
+static int write_file(const char *path, uint64_t mode, const char *data, uint32_t len)
 {
-    int fd = beneath(dir, path, O_WRONLY | O_CREAT | O_EXCL, mode, BENEATH | RESOLVE_NO_XDEV);
+    int fd = beneath(AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL, mode, BENEATH | RESOLVE_NO_XDEV);
     if (fd < 0)
         return -1;
     int result = write_all(fd, data, len);
@@ -225,22 +225,14 @@ static int write_file_at(int dir, const char *path, uint64_t mode, const char *d
     return result;
 }
 
-static int stdio(const struct sandbox *s)
-{
-    for (int fd = 0; fd < 3; fd++)
-        if (dup2(s->slot[SLOT_STDIN + fd], fd) < 0)
-            return -1;
-    return 0;
-}
-
-/* The status pipe moves to 3 (or 4 beside a leaked root) and closes itself on exec; all above goes now. */
+/* The control socket moves to 3 (or 4 beside a leaked root) and closes itself on exec; all above goes now. */
 static int close_others(struct sandbox *s)
 {
     int first = s->leak ? 4 : 3;
-    if (s->status != first) {
-        if (dup3(s->status, first, O_CLOEXEC) < 0)
+    if (s->slot[SLOT_CONTROL] != first) {
+        if (dup3(s->slot[SLOT_CONTROL], first, O_CLOEXEC) < 0)
             return -1;
-        s->status = first;
+        s->slot[SLOT_CONTROL] = first;
     }
     if (s->leak && dup2(s->leak, 3) < 0)
         return -1;
@@ -276,7 +268,7 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_UMASK: umask((mode_t)st->arg[0]); return 0;
     case OP_UNSHARE: return unshare((int)st->arg[0]);
     case OP_OPEN_PROC: return keep(s, st->slot, open_proc());
-    case OP_ZERO_CLOCKS: return zero_clocks(fd);
+    case OP_ZERO_CLOCKS: return zero_clocks(s, fd);
     case OP_MOUNT: return mount(str[0], str[1], str[2], st->arg[0], str[3]);
     case OP_MKDIR: return make_dir(str[0], st->arg[0], st->arg[1], st->arg[2]);
     case OP_SYMLINK: return symlink(str[0], str[1]);
@@ -289,7 +281,6 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_SETDOMAINNAME: return setdomainname(str[0], strlen(str[0]));
     case OP_JOIN_KEYRING: return syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 ? -1 : 0;
     case OP_SETPRIORITY: return setpriority(PRIO_PROCESS, 0, (int)st->arg[0]);
-    case OP_OPEN_DIR: return keep(s, st->slot, open(str[0], O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     case OP_LANDLOCK_CREATE: return landlock_create(s, st);
     case OP_LANDLOCK_ADD: return landlock_add(fd, str[0], st->arg[0]);
     case OP_LANDLOCK_RESTRICT: return (int)syscall(SYS_landlock_restrict_self, fd, (uint32_t)st->arg[0]);
@@ -298,16 +289,14 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_SETRESGID: return setresgid((gid_t)st->arg[0], (gid_t)st->arg[0], (gid_t)st->arg[0]);
     case OP_SETRESUID: return setresuid((uid_t)st->arg[0], (uid_t)st->arg[0], (uid_t)st->arg[0]);
     case OP_SETEUID: return setresuid((uid_t)-1, (uid_t)st->arg[0], (uid_t)-1);
-    case OP_SETFSID: setfsgid((gid_t)st->arg[1]); setfsuid((uid_t)st->arg[0]); return 0;
     case OP_DROP_BOUNDING: return drop_bounding(st->arg[0]);
     case OP_CAPSET: return set_capabilities(st->arg[0], st->arg[1]);
     case OP_RAISE_AMBIENT: return raise_ambient(st->arg[0]);
     case OP_SECCOMP: return seccomp(s, str[0], st->len, st->arg[0]);
     case OP_SETRLIMIT: return setrlimit((int)st->arg[0], &(struct rlimit){st->arg[1], st->arg[2]});
-    case OP_STDIO: return stdio(s);
+    case OP_STDIN: return dup2(fd, 0) < 0 ? -1 : 0;
     case OP_CLOSE_RANGE: return close_others(s);
-    case OP_MAKE_DIR_AT: return mkdirat(fd, str[0], (mode_t)st->arg[0]);
-    case OP_WRITE_FILE_AT: return write_file_at(fd, str[0], st->arg[0], str[1], st->len);
+    case OP_WRITE_FILE: return write_file(str[0], st->arg[0], str[1], st->len);
     case OP_SIGNALS: return default_signals();
     case OP_LEAK_ROOT: return leak_root(s);
     case OP_FAIL: errno = (int)st->arg[0]; return -1;

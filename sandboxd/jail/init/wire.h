@@ -6,19 +6,18 @@
 #include <stdint.h>
 
 #define WIRE_MAGIC 0x64786273u /* "sbxd" */
-#define WIRE_VERSION 1u
+#define WIRE_VERSION 2u
 #define WIRE_STEPS_MAX 16384u
 #define WIRE_BYTES_MAX (64u << 20)
 
 /* Which process executes a step, and when. */
 enum phase {
     PHASE_OUTER = 0,   /* the first process, still in the host's namespaces */
-    PHASE_BUILD = 1,   /* PID 1, before it knows its job */
-    PHASE_JOB = 2,     /* PID 1, with the job in hand */
-    PHASE_PAYLOAD = 3, /* PID 2: the job's limits, then the build's loss of all rights */
-    PHASE_HOLD = 4,    /* PID 1, after it forked the payload */
+    PHASE_BUILD = 1,   /* PID 1 */
+    PHASE_PAYLOAD = 2, /* PID 2: the loss of all rights, before it knows its job */
+    PHASE_HOLD = 3,    /* PID 1, after it forked the payload */
+    PHASE_JOB = 4,     /* PID 2, with the job in hand: files, limits */
     PHASE_EXEC = 5,    /* PID 2, the candidates of its command */
-    PHASE_ENTER = 6,   /* PID 2, first: session, signals, descriptors, place */
 };
 
 /* A descriptor known only at run time is named by its slot. */
@@ -29,11 +28,8 @@ enum slot {
     SLOT_ATTACH = 3,   /* 3..6: cgroup.procs of cgroup v1 leaves */
     SLOT_PROC = 7,     /* a procfs of this pid namespace that is mounted nowhere */
     SLOT_LANDLOCK = 8, /* the payload's ruleset */
-    SLOT_BOX = 9,      /* the working directory */
-    SLOT_STDIN = 10,   /* 10..12: the payload's 0, 1, 2 */
-    SLOT_STDOUT = 11,
-    SLOT_STDERR = 12,
-    SLOT_COUNT = 13,
+    SLOT_STDIN = 9,    /* the job's stdin, where it is not empty */
+    SLOT_COUNT = 10,
 };
 
 enum op {
@@ -61,7 +57,6 @@ enum op {
     OP_SETDOMAINNAME = 22,  /* str0 */
     OP_JOIN_KEYRING = 23,   /* a new session keyring */
     OP_SETPRIORITY = 24,    /* arg0 nice value */
-    OP_OPEN_DIR = 25,       /* slot, str0 path */
     OP_LANDLOCK_CREATE = 26,   /* slot, arg0 handled file rights, arg1 TCP rights, arg2 scopes, arg3 size of the attribute */
     OP_LANDLOCK_ADD = 27,      /* slot, str0 path, arg0 allowed file rights */
     OP_LANDLOCK_RESTRICT = 28, /* slot, arg0 flags */
@@ -69,16 +64,14 @@ enum op {
     OP_SETGROUPS = 30,      /* no supplementary groups */
     OP_SETRESGID = 31,      /* arg0 */
     OP_SETRESUID = 32,      /* arg0 */
-    OP_SETFSID = 33,        /* arg0 uid, arg1 gid: who owns what init creates */
     OP_DROP_BOUNDING = 34,  /* arg0 last capability */
     OP_CAPSET = 35,         /* arg0 effective and permitted, arg1 inheritable */
     OP_RAISE_AMBIENT = 36,  /* arg0 last capability */
-    OP_SECCOMP = 37,        /* str0 program, len bytes, arg0 flags; a listener goes to the launcher with STARTED */
+    OP_SECCOMP = 37,        /* str0 program, len bytes, arg0 flags; a listener goes to the launcher with READY */
     OP_SETRLIMIT = 38,      /* arg0 resource, arg1 soft, arg2 hard */
-    OP_STDIO = 39,          /* slots 10..12 become 0, 1, 2 */
-    OP_CLOSE_RANGE = 40,    /* everything above the standard three and the status pipe */
-    OP_MAKE_DIR_AT = 41,    /* slot, str0 path, arg0 mode */
-    OP_WRITE_FILE_AT = 42,  /* slot, str0 path, str1 content of len bytes, arg0 mode */
+    OP_STDIN = 39,          /* slot becomes descriptor 0 */
+    OP_CLOSE_RANGE = 40,    /* everything above the standard three and the control socket */
+    OP_WRITE_FILE = 42,     /* str0 path below the working directory, str1 content of len bytes, arg0 mode */
     OP_EXEC = 43,           /* str0 path */
     OP_FAIL = 44,           /* arg0 errno: fault injection */
     OP_SIGNALS = 45,        /* default dispositions, empty mask */
@@ -107,15 +100,17 @@ struct list {
     uint32_t envp;
 };
 
-/* What init tells the launcher, in this order; FAILED may stand in for any of them and is then the last. */
+/* What init tells the launcher, each once. PID 1 sends TREE, HELD and ENDED, the payload's process READY, STARTED and NOEXEC, in this
+ * order. FAILED may stand in for any of them, and is then its sender's last. */
 enum report_kind {
-    REPORT_PIDFD = 1,   /* with PID 1's pidfd */
+    REPORT_PIDFD = 1,   /* outer: with PID 1's pidfd */
     REPORT_TREE = 2,    /* with the detached clone of the write layer */
-    REPORT_READY = 3,   /* built: give me a job */
-    REPORT_STARTED = 4, /* execve succeeded; with the filter's listener, if it has one */
-    REPORT_ENDED = 5,   /* the main process ended */
-    REPORT_FAILED = 6,  /* a step failed: phase, step, error */
-    REPORT_NOEXEC = 7,  /* every EXEC candidate failed: error */
+    REPORT_READY = 3,   /* without rights, waits for its job; with the filter's listener, if it has one */
+    REPORT_HELD = 4,    /* without rights, waits for the payload's end */
+    REPORT_STARTED = 5, /* execve comes next */
+    REPORT_NOEXEC = 6,  /* every EXEC candidate failed: error */
+    REPORT_ENDED = 7,   /* the main process ended */
+    REPORT_FAILED = 8,  /* a step failed: phase, step, error */
 };
 
 struct report {
