@@ -86,8 +86,6 @@ def lint_profile(profile: Profile) -> list[Finding]:
 def missing_for_arrival(profile: Profile) -> list[Finding]:
     """System calls without which no job starts under this filter."""
     allowed = {name for rule in profile.rules if rule.action is Action.ALLOW for name in rule.names}
-    if profile.default_action is Action.ALLOW:
-        allowed = set(ARRIVAL) - {name for rule in profile.rules if not rule.args for name in rule.names}
     return [
         Finding(file=f"{profile.name}.json", where="syscalls", message=f"{name} is not allowed: no job would start")
         for name in ARRIVAL
