@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from sandboxd.audit.host import claimed_slots, waiting_slots
 from sandboxd.instance import Instance
 from sandboxd.jail.client import LauncherClient
 from sandboxd.policy.merge import effective_limits
@@ -74,6 +75,18 @@ class LauncherRig:
                 raise NotMeasured(f"a sandbox's cgroup is still there after {SETTLE_S:g} s")
             time.sleep(0.0002)
 
+    def prepared(self) -> int:
+        """Sandboxes that wait for a job."""
+        return len(waiting_slots(self.instance))
+
+    def await_prepared(self, at_least: int) -> None:
+        """Returns when so many sandboxes wait for a job, none has one, and none is being built."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while claimed_slots(self.instance) or self.prepared() < at_least:
+            if time.monotonic() > deadline_s:
+                raise NotMeasured(f"{self.prepared()} sandboxes are prepared instead of {at_least}")
+            time.sleep(0.001)
+
     def has_leaves(self) -> bool:
         """Whether a sandbox's cgroup is left in any hierarchy."""
         return any(name.startswith("slot-") for parent in self.cgroup_parents() for name in os.listdir(parent))
@@ -105,11 +118,13 @@ def require_exit(outcome: StageOutcome, status: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def running_launcher(folder: Path) -> Iterator[LauncherRig]:
-    """A launcher that is ready and has answered once."""
+def running_launcher(folder: Path, prepared_max: int = 0) -> Iterator[LauncherRig]:
+    """A launcher that is ready and has answered once, and keeps at most `prepared_max` sandboxes ready."""
     instance = instance_in(folder, "jail")
     log_path = folder / f"{instance.name}.log"
-    with _child(["launcher", "--instance", instance.name], folder, log_path) as process:
+    with _child(
+        ["launcher", "--instance", instance.name, "--prepared", str(prepared_max)], folder, log_path
+    ) as process:
         await_true(lambda: _accepts(instance.launcher_socket), process, log_path)
         with contextlib.closing(LauncherClient(instance.launcher_socket)) as client:
             yield LauncherRig(instance, process, client)

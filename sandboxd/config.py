@@ -21,6 +21,12 @@ from sandboxd.errors import InputError
 from sandboxd.instance import DEFAULT_INSTANCE, PRIVATE_PREFIX, STATE_ROOT, Instance
 
 CONFIG_PATH = Path("/etc/sandboxd/sandboxd.toml")
+PREPARED_MAX = 1024
+
+
+def prepared_default() -> int:
+    """Sandboxes that a launcher prepares: as many as its cores use up while one is built."""
+    return 4 * (os.cpu_count() or 1)
 
 
 class Settings(BaseSettings):
@@ -54,6 +60,9 @@ class Settings(BaseSettings):
     source_max_bytes: Annotated[int, Field(ge=1, le=spec.SOURCE_MAX_BYTES)] = spec.SOURCE_MAX_BYTES
     stdin_max_bytes: Annotated[int, Field(ge=0, le=spec.STDIN_MAX_BYTES)] = spec.STDIN_MAX_BYTES
     files_max: Annotated[int, Field(ge=1, le=spec.FILES_MAX)] = spec.FILES_MAX
+
+    prepared: Annotated[int, Field(ge=0, le=PREPARED_MAX)] = Field(default_factory=prepared_default)
+    """Sandboxes that the embedded launcher keeps ready for jobs to come, at most."""
 
     log_json: bool = False
     log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"

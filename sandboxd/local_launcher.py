@@ -59,16 +59,17 @@ def launcher_process(
     *,
     prefix: Sequence[str] = (),
     without: Sequence[str] = (),
+    prepared_max: int = 0,
     policies: Path | None = None,
     log: IO[bytes] | None = None,
     stop_deadline_s: float = STOP_DEADLINE_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A launcher that is ready, and is stopped afterwards. `prefix` is a command that becomes the launcher's, `without`
-    the walls to leave out; it prints to `log`, else where we do.
+    the walls to leave out, `prepared_max` how many sandboxes it keeps ready; it prints to `log`, else where we do.
 
     Raises LauncherUnavailable when it does not start.
     """
-    child = _spawn(instance, prefix, without, policies, log)
+    child = _spawn(instance, prefix, without, prepared_max, policies, log)
     try:
         _await(instance, child)
         yield child
@@ -82,12 +83,18 @@ def launcher_process(
 
 
 def _spawn(
-    instance: Instance, prefix: Sequence[str], without: Sequence[str], policies: Path | None, log: IO[bytes] | None
+    instance: Instance,
+    prefix: Sequence[str],
+    without: Sequence[str],
+    prepared_max: int,
+    policies: Path | None,
+    log: IO[bytes] | None,
 ) -> subprocess.Popen[bytes]:
     """Quiet unless something is wrong; not in our process group, so that Ctrl-C reaches us alone."""
     # However this process ends, the launcher is told to, and cleans up.
     lifeline = ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--"]
     command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--quiet", "--instance", instance.name]
+    command += ["--prepared", str(prepared_max)]
     command += [part for layer in without for part in ("--without", layer)]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": instance.state_root}
     for name in ("SANDBOXD_POLICIES", "SANDBOXD_IN_SCOPE"):

@@ -98,9 +98,20 @@ class StageSpec(Struct, frozen=True, kw_only=True):
     """Glob patterns, relative to the working directory, of the regular files to hand back when the sandbox is dead."""
 
 
-def without_contents(stage: StageSpec) -> StageSpec:
-    """What is still to be known of a stage once its files and its stdin were handed over."""
-    return msgspec.structs.replace(stage, files=(), stdin=None if stage.stdin is None else b"")
+class InputSizes(Struct, frozen=True, kw_only=True):
+    """Bytes of a stage's files, in its order, and of its stdin, where the contents travel apart from the stage."""
+
+    files: Annotated[tuple[Bytes, ...], Meta(max_length=2 * FILES_MAX)] = ()
+    stdin: Bytes = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.files) + self.stdin
+
+
+def input_sizes(stage: StageSpec) -> InputSizes:
+    """Of a stage that still has its contents."""
+    return InputSizes(files=tuple(len(file.content) for file in stage.files), stdin=len(stage.stdin or b""))
 
 
 class JobRequest(Struct, frozen=True, kw_only=True):

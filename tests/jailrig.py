@@ -27,6 +27,8 @@ from sandboxd.verdict import Judgement, decide
 
 SCALE = float(os.environ.get("TIMEOUT_SCALE", "1"))
 """How much slower than a common machine this one is; waits and limits in seconds are multiplied by it."""
+PREPARED = int(os.environ.get("PREPARED", "0"))
+"""Sandboxes that launchers under test keep ready; everything must hold with any number."""
 PYTHON = "/usr/bin/python3"
 _START_S = 60.0
 _GONE_S = 5.0
@@ -127,9 +129,17 @@ class Live:
 class LauncherUnderTest:
     """A launcher of its own instance, in a process of its own; `without` leaves walls out (control runs)."""
 
-    def __init__(self, state_root: Path, name: str, without: Sequence[str] = (), prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        state_root: Path,
+        name: str,
+        without: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        prepared: int = PREPARED,
+    ) -> None:
         """`prefix`: a command that becomes the launcher's (`unshare --net`)."""
         self.instance = Instance(name=name, state_root=str(state_root))
+        self.prepared = prepared
         self.without = tuple(without)
         self.prefix = tuple(prefix)
         self.log = state_root / f"{name}.log"
@@ -142,6 +152,7 @@ class LauncherUnderTest:
 
     def start(self) -> None:
         command = [*self.prefix, sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", self.instance.name]
+        command += ["--prepared", str(self.prepared)]
         command += [part for layer in self.without for part in ("--without", layer)]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": self.instance.state_root}
         with self.log.open("ab") as log:
@@ -264,7 +275,7 @@ class LauncherUnderTest:
 
     def open_fds(self) -> int:
         """The launcher's descriptors, its kept build lists left out."""
-        return host.open_files(self.process.pid)
+        return host.open_files(self.instance, self.process.pid)
 
     def await_fds(self, at_most: int) -> None:
         """A connection is closed a moment after its client's end."""

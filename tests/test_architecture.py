@@ -51,6 +51,8 @@ LAYERS: dict[str, int] = {
     "sandboxd.jail.workshop": 3,
     # processes: the launcher, its sandboxes, and who talks to it
     "sandboxd.jail.admission": 4,
+    "sandboxd.jail.pool": 4,
+    "sandboxd.jail.inputs": 4,
     "sandboxd.jail.client": 4,
     "sandboxd.jail.denied": 4,
     "sandboxd.jail.connection": 4,

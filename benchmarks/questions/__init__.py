@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-NAMES = ("cold", "cpu_limit", "wall_limit", "daemons", "memory", "http", "thousand")
+NAMES = ("cold", "prepared", "cpu_limit", "wall_limit", "daemons", "memory", "http", "thousand")
 """In the order in which they are measured."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ SETTLE_S = 5.0
 LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
 KERNEL_LOG_MAX_LINES = 200
 """Of one run. One memory limit that strikes takes a hundred; the kernel limits their rate."""
+_INIT = "/memfd:sandboxd-init (deleted)"
+_IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
 _SYSCTL = Path("/proc/sys")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # looked at, not used
 # What counts, lists or measures, and so changes by itself.
@@ -101,8 +104,8 @@ def job_traces(target: LauncherTarget) -> JobTraces:
         ),
         shared_memory=tuple(_shared_memory()),
         sysv=tuple(_sysv()),
-        keys=tuple(_keys()),
-        launcher_files=open_files(target.process.pid),
+        keys=tuple(_keys(waiting_slots(instance))),
+        launcher_files=open_files(instance, target.process.pid),
     )
 
 
@@ -151,37 +154,66 @@ def changes(before: HostState, after: HostState) -> list[str]:
 
 
 def sandbox_cgroups(instance: Instance) -> list[Path]:
-    """Leaves of sandboxes that exist now, in every hierarchy."""
-    try:
-        parents = msgspec.json.decode((instance.run_dir / RECORD).read_bytes(), type=list[str])
-    except FileNotFoundError:
-        return []
-    return [leaf for parent in parents for leaf in Path(parent).glob("slot-*")]
+    """Leaves of sandboxes that have or had a job, in every hierarchy."""
+    waiting = waiting_slots(instance)
+    return [leaf for parent in _parents(instance) for leaf in parent.glob("slot-*") if _slot(leaf) not in waiting]
 
 
 def claimed_slots(instance: Instance) -> list[int]:
-    return [number for number, owner in slots.claimed().items() if owner == instance.name]
+    """Of sandboxes that have or had a job."""
+    waiting = waiting_slots(instance)
+    return [number for number, owner in slots.claimed().items() if owner == instance.name and number not in waiting]
 
 
 def sandbox_pids(instance: Instance) -> list[int]:
-    """Processes whose uid lies in a slot's block, in the instance's cgroups: payloads and PID 1s."""
-    found = []
+    """Processes whose uid lies in a slot's block, in the instance's cgroups: payloads and PID 1s, where there is or was
+    a job."""
+    found, waiting = [], waiting_slots(instance)
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                uid = entry.stat().st_uid
                 ours = f"sandboxd-{instance.name}/"
-                if _is_slots(entry.stat().st_uid) and ours in Path(entry.path, "cgroup").read_text():
-                    found.append(int(entry.name))
+                if _is_slots(uid) and slots.number_of(uid) not in waiting:
+                    if ours in Path(entry.path, "cgroup").read_text():
+                        found.append(int(entry.name))
     return found
 
 
-def open_files(pid: int) -> int:
-    """A launcher's open descriptors; not the build lists, of which one is kept for each slot used once."""
-    count = 0
+def _parents(instance: Instance) -> list[Path]:
+    try:
+        return [Path(path) for path in msgspec.json.decode((instance.run_dir / RECORD).read_bytes(), type=list[str])]
+    except FileNotFoundError:
+        return []
+
+
+def _slot(leaf: Path) -> int:
+    return int(leaf.name.removeprefix("slot-"))
+
+
+def waiting_slots(instance: Instance) -> set[int]:
+    """Slots of prepared sandboxes: PID 1 and the process that will be the payload's, which no program can look like."""
+    found = set()
+    for parent in _parents(instance)[:1]:
+        for leaf in parent.glob("slot-*"):
+            with contextlib.suppress(OSError):  # it goes, or one of its processes does
+                pids = (leaf / "cgroup.procs").read_text().split()
+                if [os.readlink(f"/proc/{pid}/exe") for pid in pids] == 2 * [_INIT]:
+                    found.add(_slot(leaf))
+    return found
+
+
+def open_files(instance: Instance, pid: int) -> int:
+    """A launcher's open descriptors, without those of sandboxes that wait for a job, and without the build lists, of
+    which one is kept for each slot used once."""
+    count, waiting = 0, waiting_slots(instance)
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            count += "memfd:sandboxd-build" not in os.readlink(entry.path)
-    return count
+            target = os.readlink(entry.path)
+            in_slot = _IN_SLOT.search(target)
+            count += "memfd:sandboxd-build" not in target and not (in_slot and int(in_slot[1]) in waiting)
+    hybrid = len(_parents(instance)) > 1  # an eventfd for v1's memory limit
+    return count - len(waiting) * (6 if hybrid else 5)  # control socket, pidfd, write layer, two pipes
 
 
 def _is_slots(uid: int) -> bool:
@@ -204,12 +236,12 @@ def _sysv() -> Iterator[str]:
             yield from (f"{kind} {line.split()[1]}" for line in lines if _is_slots(int(line.split()[uid])))
 
 
-def _keys() -> Iterator[str]:
-    """Users of the slots' ids that own keys."""
+def _keys(waiting: set[int]) -> Iterator[str]:
+    """Users of the slots' ids that own keys; the session keyrings of those slots that wait are as they should be."""
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/key-users").read_text().splitlines():
             uid = int(line.split(":")[0])
-            if _is_slots(uid):
+            if _is_slots(uid) and slots.number_of(uid) not in waiting:
                 yield str(uid)
 
 

@@ -25,7 +25,7 @@ from sandboxd.policy.model import Policy
 from sandboxd.policy.profile import load_profile, policy_profile
 from sandboxd.policy.seccomp import compile_profile, reporting
 from sandboxd.policy.units import describe, edge_name
-from sandboxd.spec import LIMIT_NAMES, StageSpec, Struct
+from sandboxd.spec import LIMIT_NAMES, StageSpec, Struct, input_sizes
 
 _WHO = {
     Phase.OUTER: "outer, in the host's namespaces",
@@ -140,7 +140,7 @@ class _Explained(Struct, frozen=True, kw_only=True):
 
 def _explained(stage: StageSpec, inputs: BuildInputs) -> _Explained:
     limits = stage.limits
-    job, build = plan.job_plan(stage), plan.build_plan(inputs)
+    job, build = plan.job_plan(stage, input_sizes(stage)), plan.build_plan(inputs)
     write_layer = ", ".join(f"{key}={value}" for key, value in write_layer_options(limits.disk_bytes).items())
     last_id = inputs.id_base + plan.IDS_PER_SLOT - 1
     parts = (

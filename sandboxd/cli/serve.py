@@ -8,7 +8,7 @@ import click
 import structlog
 
 from sandboxd import log as logging
-from sandboxd.config import Settings, load_settings
+from sandboxd.config import PREPARED_MAX, Settings, load_settings
 from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import InputError, SandboxdError
 from sandboxd.serve import READY_TIMEOUT_S, ServeOptions, check_start, serve
@@ -23,6 +23,9 @@ log = structlog.get_logger()
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 8080]")
 @click.option("--instance", help="Name of the instance.  [default: default]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Jobs at once.  [default: one per core]")
+@click.option(
+    "--prepared", type=click.IntRange(0, PREPARED_MAX), help="Sandboxes kept ready at most.  [default: four per core]"
+)
 @click.option("--no-auth", is_flag=True, default=None, help="Ask for no token; on a loopback address alone.")
 @click.option(
     "--ready-timeout",
@@ -36,6 +39,7 @@ def command(
     port: int | None,
     instance: str | None,
     workers: int | None,
+    prepared: int | None,
     no_auth: bool | None,
     ready_timeout: float,
 ) -> None:
@@ -47,7 +51,7 @@ def command(
               sandboxd submit hello.py
     """
     try:
-        settings = load_settings(host=host, port=port, instance=instance, no_auth=no_auth)
+        settings = load_settings(host=host, port=port, instance=instance, prepared=prepared, no_auth=no_auth)
         logging.configure("serve", level=settings.log_level, json=settings.log_json)
         check_start(settings)
         ensure_delegated()

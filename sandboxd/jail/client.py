@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, LauncherUnavailable, ProtocolError
-from sandboxd.jail import protocol
+from sandboxd.jail import inputs, protocol
 from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.result import StageOutcome
 from sandboxd.spec import StageSpec
@@ -135,9 +135,12 @@ class _Run:
         for fd in (self._stdin_fd, cancel_fd):
             if fd is not None:
                 self._poll.register(fd, select.POLLIN)
-        body = protocol.encode(stage)
-        sock.sendall(protocol.HEADER.pack(Kind.RUN, len(body)))
-        sock.sendall(body)
+        run, contents = inputs.pack(stage)
+        try:
+            _send(sock, frame(Kind.RUN, protocol.encode(run)), contents)
+        finally:
+            if contents is not None:
+                os.close(contents)
         if stage.stdin is None and stdin_fd is None:
             sock.sendall(frame(Kind.STDIN_END))
 
@@ -196,3 +199,10 @@ class _Run:
         if self._window == 0 and self._stdin_fd is not None:
             self._poll.register(self._stdin_fd, select.POLLIN)
         self._window += count
+
+
+def _send(sock: socket.socket, message: bytes, fd: int | None) -> None:
+    """All of it, the descriptor with its first byte."""
+    if fd is not None:
+        message = message[socket.send_fds(sock, [message], [fd]) :]
+    sock.sendall(message)

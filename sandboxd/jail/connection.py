@@ -4,6 +4,7 @@ sandbox."""
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 
@@ -13,11 +14,12 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
-from sandboxd.jail.protocol import BUFFERED_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.inputs import Inputs, received
+from sandboxd.jail.protocol import BUFFERED_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, Run, frame
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
-from sandboxd.spec import MIB, InputFile, StageSpec, without_contents
+from sandboxd.spec import MIB, InputFile, StageSpec
 
 log = structlog.get_logger()
 
@@ -62,6 +64,8 @@ class Connection:
         self._outgoing = bytearray()
         self._writing = False
         self._stage: StageSpec | None = None
+        self._descriptors: list[int] = []
+        self._inputs: Inputs | None = None
         self._sandbox: Sandbox | None = None
         self._stdin_open = False
         self._early_stdin = bytearray()
@@ -73,12 +77,14 @@ class Connection:
 
     def _on_readable(self) -> None:
         try:
-            frames = self._frames.receive(self._sock)
+            frames = self._frames.receive(self._sock, self._descriptors)
             if frames is None:
                 self.close()
                 return
             for kind, body in frames:
                 self._on_frame(kind, body)
+            if len(self._descriptors) > 1:
+                raise ProtocolError("more than one descriptor for a stage")
             self._count_buffered()
         except BlockingIOError:
             return
@@ -100,7 +106,7 @@ class Connection:
                     raise ProtocolError("asks, and does not read the answers")
                 self._send(Kind.OFFER, protocol.encode(self._catalogue))
             case Kind.RUN if self._stage is None:
-                self._on_run(protocol.decode(body, StageSpec))
+                self._on_run(protocol.decode(body, Run))
             case Kind.STDIN if self._stdin_open:
                 self._window -= len(body)
                 if self._window < 0:
@@ -126,29 +132,30 @@ class Connection:
             if not self._stdin_open:
                 self._sandbox.close_stdin()
 
-    def _on_run(self, stage: StageSpec) -> None:
+    def _on_run(self, run: Run) -> None:
         try:
-            self._admission.check(stage)
+            self._inputs = received(run, self._descriptors.pop() if self._descriptors else None)
+            self._admission.check(run.stage, run.sizes)
         except InputError as error:
+            self._drop_inputs()
             self._send(Kind.REFUSED, protocol.encode(Refusal(field=error.field, message=error.message)))
             return
-        self._stage = stage
-        self._stdin_open = stage.stdin is None
+        self._stage = run.stage
+        self._stdin_open = run.stage.stdin is None
         self._window = STDIN_WINDOW_BYTES
         self._early_stdin.clear()
-        self._admission.admit(self, stage)
+        self._admission.admit(self, run.stage)
 
     # --- sandbox's owner
 
     def on_admitted(self, sandbox: Sandbox) -> None:
-        if self._stage is None:
+        if self._stage is None or self._inputs is None:
             raise RuntimeError("admitted without a stage")
         self._sandbox = sandbox
-        sandbox.run(self, self._stage)
-        if self._stage is not None:  # it did not end at once
-            if self._stage.stdin is None:
-                self._feed_stdin()
-            self._stage = without_contents(self._stage)
+        inputs, self._inputs = self._inputs, None
+        sandbox.run(self, self._stage, inputs)
+        if self._stage is not None and self._stage.stdin is None:  # it did not end at once
+            self._feed_stdin()
 
     def on_stdin_taken(self, count: int) -> None:
         if self._stage is not None and count:
@@ -171,6 +178,7 @@ class Connection:
         stage, self._stage, self._sandbox, self._stdin_open = self._stage, None, None, False
         if stage is None:
             raise RuntimeError("an outcome without a stage")
+        self._drop_inputs()
         workshop = self._admission.workshop
         policy = workshop.policies[stage.policy]
         outcome = StageOutcome(
@@ -230,7 +238,17 @@ class Connection:
         self._sock.close()
         if self._stage is not None:
             self._cancel()
+        self._drop_inputs()
         self._on_closed(self)
+
+    def _drop_inputs(self) -> None:
+        """What no sandbox took."""
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+        for fd in self._descriptors:
+            os.close(fd)
+        self._descriptors.clear()
 
     def _cancel(self) -> None:
         """Whether it waits or runs. Precondition: there is a stage."""

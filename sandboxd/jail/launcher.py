@@ -60,8 +60,10 @@ class Launcher:
     """One instance's launcher. `start()` makes it ready, `serve()` runs until it is told to stop, `close()` leaves
     nothing."""
 
-    def __init__(self, instance: Instance, without: Iterable[Layer] = ()) -> None:
+    def __init__(self, instance: Instance, without: Iterable[Layer] = (), *, prepared_max: int = 0) -> None:
+        """Keeps at most `prepared_max` sandboxes ready for jobs to come."""
         self.instance = instance
+        self._prepared_max = prepared_max
         self.without = frozenset(without)
         self._admission: Admission | None = None
         self._connections: set[Connection] = set()
@@ -115,13 +117,14 @@ class Launcher:
         )
         self._stack.callback(workshop.close)
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-        admission = self._admission = Admission(workshop)
+        admission = self._admission = Admission(workshop, prepared_max=self._prepared_max)
         catalogue = await offer.make_catalogue(admission, definitions, self.instance.cache_dir)
         offered = {language.name for language in catalogue.languages}
         self._keep_warm(warm.files(glob for item in definitions.values() if item.name in offered for glob in item.warm))
         gc.collect()
         gc.freeze()  # what was made at start stays: later collections need not look at it
         self._listen(admission, catalogue)
+        admission.start()
         log.info(
             "ready",
             instance=self.instance.name,
@@ -139,6 +142,7 @@ class Launcher:
         for connection in tuple(self._connections):
             connection.close()
         if self._admission is not None:
+            self._admission.close()
             await self._admission.wait_idle(STOP_DEADLINE_S)
         self._stack.close()
 

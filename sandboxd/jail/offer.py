@@ -15,11 +15,12 @@ from sandboxd.errors import InternalError
 from sandboxd.jail import plan
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.images import packages_key, write_cache
+from sandboxd.jail.inputs import Inputs
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.streams import Stream
 from sandboxd.languages import LanguageDefinition, offered
 from sandboxd.result import Facts
-from sandboxd.spec import InputFile, StageSpec
+from sandboxd.spec import InputFile, InputSizes, StageSpec
 
 log = structlog.get_logger()
 
@@ -66,7 +67,7 @@ async def _ask(admission: Admission, definition: LanguageDefinition) -> str | No
         env={},
         limits=policy.defaults,
     )
-    admission.check(stage)
+    admission.check(stage, InputSizes())
     capture = _Capture(stage)
     admission.admit(capture, stage)
     facts, printed = await capture.over
@@ -112,7 +113,7 @@ class _Capture:
         self.over: asyncio.Future[tuple[Facts, bytes]] = asyncio.get_running_loop().create_future()
 
     def on_admitted(self, sandbox: Sandbox) -> None:
-        sandbox.run(self, self._stage)
+        sandbox.run(self, self._stage, Inputs(InputSizes()))
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
         self._printed[stream] += chunk[: max(0, self._stage.limits.output_bytes - len(self._printed[stream]))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -19,7 +20,7 @@ from sandboxd.jail.rootfs import Image, rootfs_steps
 from sandboxd.jail.wire import Phase, PlannedStep, Step
 from sandboxd.policy.model import Policy
 from sandboxd.result import Isolation
-from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec, Struct
+from sandboxd.spec import NANOSECONDS, InputFile, InputSizes, Limits, StageSpec, Struct
 
 Layer = Literal["seccomp", "landlock", "userns", "caps", "uid", "netns", "mount"]
 LAYERS: tuple[Layer, ...] = ("seccomp", "landlock", "userns", "caps", "uid", "netns", "mount")
@@ -89,11 +90,11 @@ def build_plan(inputs: BuildInputs) -> tuple[PlannedStep, ...]:
     )
 
 
-def job_plan(stage: StageSpec) -> tuple[PlannedStep, ...]:
+def job_plan(stage: StageSpec, sizes: InputSizes) -> tuple[PlannedStep, ...]:
     """The steps that give a sandbox its job: files in, limits on, the candidates of its command."""
     return (
-        *_planned(Phase.JOB, _file_steps(stage.files)),
-        *_planned(Phase.JOB, [] if stage.stdin == b"" else [st.TakeStdin()]),
+        *_planned(Phase.JOB, _file_steps(stage.files, sizes.files)),
+        *_planned(Phase.JOB, [st.TakeStdin()] if stage.stdin is None or sizes.stdin else []),
         *_planned(Phase.JOB, _limit_steps(stage.limits)),
         *_planned(Phase.EXEC, _exec_steps(stage)),
     )
@@ -289,13 +290,17 @@ def _hold_steps(inputs: BuildInputs) -> list[Step]:
     ]
 
 
-def _file_steps(files: tuple[InputFile, ...]) -> list[Step]:
+def _file_steps(files: tuple[InputFile, ...], sizes: tuple[int, ...]) -> list[Step]:
     """By the payload's process, with no more rights than the job has: what it makes is the job's. Folders come before
     what lies in them."""
     folders = sorted({str(parent) for file in files for parent in PurePosixPath(file.path).parents} - {"."})
+    offsets = accumulate(sizes, initial=0)
     return [
         *(st.Mkdir(folder, 0o755) for folder in folders),
-        *(st.WriteFile(file.path, file.content, 0o755 if file.executable else 0o644) for file in files),
+        *(
+            st.CopyFile(file.path, 0o755 if file.executable else 0o644, offset, size)
+            for file, offset, size in zip(files, offsets, sizes, strict=False)
+        ),
     ]
 
 

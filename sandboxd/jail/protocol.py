@@ -4,7 +4,7 @@ directory.
     client                                  launcher
       CATALOGUE                    ->
                                    <-       OFFER
-      RUN stage                    ->
+      RUN stage, descriptor        ->                      of what its files and its stdin hold, if anything
       STDIN chunk ... STDIN_END    ->                      only when the stage's stdin is streamed
                                    <-       TAKEN n        the payload's pipe took n bytes of it
                                    <-       STDOUT, STDERR chunk ...
@@ -30,7 +30,7 @@ import msgspec
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import ProtocolError
 from sandboxd.result import StageOutcome
-from sandboxd.spec import KIB, MIB, StageSpec, Struct
+from sandboxd.spec import KIB, MIB, InputSizes, StageSpec, Struct
 
 HEADER = struct.Struct("=B3xI")
 COUNT = struct.Struct("=I")
@@ -38,7 +38,10 @@ COUNT = struct.Struct("=I")
 CHUNK_BYTES = 64 * KIB
 STDIN_WINDOW_BYTES = 1 * MIB
 """Sent and not yet TAKEN: a client that sends more is cut off. Reading from it never stops, so that its end is seen."""
-STAGE_BYTES = 64 * MIB
+RUN_BYTES = 4 * MIB
+INPUT_BYTES = 64 * MIB
+"""Of a stage's files and stdin, which come in a descriptor."""
+OUTCOME_BYTES = 64 * MIB
 BUFFERED_BYTES = 512 * MIB
 """Of unfinished frames and unread answers, all clients together: they must not use up the launcher's memory."""
 COLLECT_FILES_MAX = 256
@@ -61,16 +64,23 @@ class Kind(enum.IntEnum):
     TAKEN = 21
 
 
-TO_LAUNCHER = {Kind.CATALOGUE: 0, Kind.RUN: STAGE_BYTES, Kind.STDIN: CHUNK_BYTES, Kind.STDIN_END: 0, Kind.KILL: 0}
+TO_LAUNCHER = {Kind.CATALOGUE: 0, Kind.RUN: RUN_BYTES, Kind.STDIN: CHUNK_BYTES, Kind.STDIN_END: 0, Kind.KILL: 0}
 """What a client may send, and the bound of each body in bytes."""
 TO_CLIENT = {
     Kind.OFFER: MIB,
     Kind.STDOUT: CHUNK_BYTES,
     Kind.STDERR: CHUNK_BYTES,
-    Kind.OUTCOME: STAGE_BYTES,
+    Kind.OUTCOME: OUTCOME_BYTES,
     Kind.REFUSED: CHUNK_BYTES,
     Kind.TAKEN: COUNT.size,
 }
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """A stage to run. Its files and its stdin are empty here: `sizes` says what of the descriptor is theirs."""
+
+    stage: StageSpec
+    sizes: InputSizes
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
@@ -140,14 +150,21 @@ class Frames:
         self._body[: self._filled] = self._buffer[HEADER.size :]
         self._buffer.clear()
 
-    def receive(self, sock: socket.socket) -> Iterator[tuple[Kind, bytes | bytearray]] | None:
-        """One read, and the frames that it completes; None at end of file. Raises as `feed` and recv(2)."""
+    def receive(
+        self, sock: socket.socket, descriptors: list[int] | None = None
+    ) -> Iterator[tuple[Kind, bytes | bytearray]] | None:
+        """One read, and the frames that it completes; None at end of file. A descriptor that came along is added to
+        `descriptors`, if they may. Raises as `feed` and recv(2)."""
         room = self.room()
         if room is not None:
             with room:
                 count = sock.recv_into(room)
             return self.advance(count) if count else None
-        data = sock.recv(CHUNK_BYTES)
+        if descriptors is None:
+            data = sock.recv(CHUNK_BYTES)
+        else:
+            data, fds, _flags, _address = socket.recv_fds(sock, CHUNK_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            descriptors += fds
         return self.feed(data) if data else None
 
 
@@ -157,7 +174,7 @@ T = TypeVar("T")
 
 # Made here, once: msgspec prepares a type when it is first decoded, and two threads that both do so crash the process.
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Catalogue, Refusal, StageOutcome, StageSpec)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Catalogue, Refusal, Run, StageOutcome)
 }
 
 

@@ -33,15 +33,16 @@ from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.cgroups import Leaf
 from sandboxd.jail.collect import Collection
 from sandboxd.jail.denied import DeniedCalls
+from sandboxd.jail.inputs import Inputs
 from sandboxd.jail.plan import BuildInputs
 from sandboxd.jail.protocol import COLLECT_BYTES_MAX, COLLECT_FILES_MAX
 from sandboxd.jail.reports import Report, ReportKind, ReportReader
 from sandboxd.jail.rootfs import write_layer_options
 from sandboxd.jail.streams import Stream, Streams
-from sandboxd.jail.wire import Phase
+from sandboxd.jail.wire import JobPart, Phase
 from sandboxd.jail.workshop import Workshop
 from sandboxd.result import Ending, Facts, Failure, failure_of, no_facts
-from sandboxd.spec import NANOSECONDS, InputFile, Limits, StageSpec, without_contents
+from sandboxd.spec import NANOSECONDS, InputFile, InputSizes, Limits, StageSpec
 from sandboxd.verdict import PROGRAM_EXEC_ERRNOS
 
 log = structlog.get_logger()
@@ -82,7 +83,8 @@ class Owner(Protocol):
 
 
 class Sandbox:
-    """`build()`, `run()` whether it is READY or not, at any time `end()`. `on_gone` is called when nothing is left."""
+    """`build()`, `run()` whether it is READY or not, at any time `end()`. `on_built` is called when it is READY,
+    `on_gone` when nothing is left."""
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Sandbox:
         slot: int,
         leaf: Leaf,
         control: tuple[socket.socket, socket.socket],
+        on_built: Callable[[], None],
         on_gone: Callable[[], None],
     ) -> None:
         """Takes `leaf`, whose limits are written, `slot`, and the pair to init; given back when the sandbox is gone."""
@@ -100,7 +103,7 @@ class Sandbox:
         self._slot = slot
         self._leaf = leaf
         self._owner: Owner | None = None
-        self._on_gone = on_gone
+        self._on_built, self._on_gone = on_built, on_gone
         self._loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reports = ReportReader()
@@ -112,7 +115,8 @@ class Sandbox:
         self._tree = -1
         self._limits: Limits = inputs.policy.defaults
         self._stage: StageSpec | None = None
-        self._job_fds: list[int] = []
+        self._job_inputs = Inputs(InputSizes())
+        self._job_fds: dict[JobPart, int] = {}
         self._streams: Streams | None = None
         self._awaited = {ReportKind.READY, ReportKind.HELD}
         self._held: Report | None = None
@@ -164,10 +168,10 @@ class Sandbox:
 
     # --- job
 
-    def run(self, owner: Owner, stage: StageSpec) -> None:
-        """Gives it its one job, at once or when it is READY; builds it first where that was not begun. Precondition:
-        the stage was validated."""
-        self._owner, self._stage, self._limits = owner, stage, stage.limits
+    def run(self, owner: Owner, stage: StageSpec, inputs: Inputs) -> None:
+        """Gives it its one job, at once or when it is READY; builds it first where that was not begun. Takes `inputs`.
+        Precondition: the stage was validated."""
+        self._owner, self._stage, self._limits, self._job_inputs = owner, stage, stage.limits, inputs
         if not self._spawned:
             self.build()
         if self.state <= State.READY and self._attempt("Prepare", self._prepare) and self.state is State.READY:
@@ -177,12 +181,17 @@ class Sandbox:
         """Everything of a job that needs no sandbox: done while init builds, it delays nobody."""
         if self._stage is None or self._streams is None or self._owner is None:
             raise RuntimeError("no job to prepare")
-        env = (f"{name}={value}" for name, value in plan.environment(self._stage).items())
-        job_list = wire.encode(plan.job_plan(self._stage), self._stage.argv, env)
-        self._job_fds.append(syscalls.sealed_memfd("sandboxd-job", job_list))
-        stdin = self._streams.connect(self._stage.stdin, self._on_chunk, self._owner.on_stdin_taken)
-        if stdin is not None:
-            self._job_fds.append(stdin)
+        stage, inputs = self._stage, self._job_inputs
+        env = (f"{name}={value}" for name, value in plan.environment(stage).items())
+        job_list = wire.encode(plan.job_plan(stage, inputs.sizes), stage.argv, env)
+        self._job_fds[JobPart.LIST] = syscalls.sealed_memfd("sandboxd-job", job_list)
+        self._streams.connect(self._on_chunk, self._owner.on_stdin_taken)
+        if stage.stdin is None:
+            self._job_fds[JobPart.STDIN] = self._streams.open_stdin()
+        elif inputs.sizes.stdin:
+            self._job_fds[JobPart.STDIN] = inputs.open_stdin()
+        if inputs.fd >= 0:
+            self._job_fds[JobPart.INPUTS] = inputs.fd
 
     def _give(self) -> None:
         """Hands the prepared job over, under its limits. Precondition: READY."""
@@ -194,11 +203,14 @@ class Sandbox:
         self._leaf.set_limits(self._limits.memory_bytes, self._limits.processes + 1)
         if self._limits.disk_bytes != self._inputs.policy.defaults.disk_bytes:
             syscalls.reconfigure_mount(self._tree, write_layer_options(self._limits.disk_bytes))
-        socket.send_fds(self._control, [b"j"], self._job_fds)
+        parts = sorted(self._job_fds)
+        socket.send_fds(self._control, [bytes([sum(parts)])], [self._job_fds[part] for part in parts])
         self._close_job()
 
     def _close_job(self) -> None:
-        for fd in self._job_fds:
+        self._job_fds.pop(JobPart.INPUTS, None)
+        self._job_inputs.close()
+        for fd in self._job_fds.values():
             os.close(fd)
         self._job_fds.clear()
 
@@ -278,10 +290,10 @@ class Sandbox:
             case ReportKind.READY:
                 if report.fd is not None:
                     self._denied = DeniedCalls(report.fd, self._workshop.filter_program(self._inputs.policy))
-                self._on_built(report.kind)
+                self._on_part_built(report.kind)
             case ReportKind.HELD:
                 self._held = report
-                self._on_built(report.kind)
+                self._on_part_built(report.kind)
             case ReportKind.STARTED:
                 self._on_started(report)
             case ReportKind.ENDED:
@@ -291,17 +303,16 @@ class Sandbox:
             case _:
                 self._fail(self._step_error(report))
 
-    def _on_built(self, part: ReportKind) -> None:
+    def _on_part_built(self, part: ReportKind) -> None:
         self._awaited.discard(part)
         if not self._awaited and self.state is State.BUILDING:
             self.state = State.READY
+            self._on_built()
             if self._stage is not None:
                 self._give()
 
     def _on_started(self, report: Report) -> None:
         self._started = report
-        if self._stage is not None:  # what was sent lies in the sandbox now: here it would only take memory
-            self._stage = without_contents(self._stage)
         if self.state is State.RUNNING:
             left_ns = self._limits.wall_time_ns - (time.monotonic_ns() - report.exec_ns)
             self._after(left_ns / NANOSECONDS, self._on_wall_limit, State.RUNNING)
@@ -323,7 +334,11 @@ class Sandbox:
     def _step_error(self, report: Report) -> StepError:
         """The step that init names by its index, in the words of the plan."""
         of_job = report.phase in (Phase.JOB, Phase.EXEC)
-        listed = plan.job_plan(self._stage) if of_job and self._stage else plan.build_plan(self._inputs)
+        listed = (
+            plan.job_plan(self._stage, self._job_inputs.sizes)
+            if of_job and self._stage
+            else plan.build_plan(self._inputs)
+        )
         if report.step >= len(listed):
             return StepError("Init", f"phase {report.phase}", report.error)
         step = listed[report.step].step

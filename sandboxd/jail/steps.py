@@ -454,18 +454,21 @@ class LeakRoot(Step, frozen=True):
     OP: ClassVar[Op] = Op.LEAK_ROOT
 
 
-class WriteFile(Step, frozen=True):
-    path: str
-    content: bytes
-    mode: int
+class CopyFile(Step, frozen=True):
+    """Makes a file of a part of what came with the job."""
 
-    OP: ClassVar[Op] = Op.WRITE_FILE
+    path: str
+    mode: int
+    offset: int
+    size: int
+
+    OP: ClassVar[Op] = Op.COPY_FILE
 
     def record(self) -> Record:
-        return Record(args=(self.mode,), strings=(self.path,), data=self.content)
+        return Record(slot=Slot.INPUTS, args=(self.mode, self.offset, self.size), strings=(self.path,))
 
     def subject(self) -> str:
-        return f"/box/{self.path} ({len(self.content)} bytes, {self.mode:04o})"
+        return f"/box/{self.path} ({self.size} bytes, {self.mode:04o})"
 
 
 class Exec(Step, frozen=True):

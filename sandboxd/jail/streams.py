@@ -7,7 +7,7 @@ import enum
 import os
 from collections.abc import Callable
 
-from sandboxd.jail import syscalls
+from sandboxd.jail.inputs import readable
 from sandboxd.jail.protocol import CHUNK_BYTES
 
 
@@ -36,7 +36,7 @@ class Streams:
         self.total_bytes = [0, 0]
         self.ends: list[int] = []
         try:
-            self.ends.append(_readable(b""))
+            self.ends.append(readable(-1, 0, 0))
             for stream in Stream:
                 self._fds[stream], write_end = os.pipe2(os.O_CLOEXEC)
                 self.ends.append(write_end)
@@ -46,22 +46,19 @@ class Streams:
             self.close()
             raise
 
-    def connect(
-        self, stdin: bytes | None, on_chunk: Callable[[Stream, bytes], None], on_taken: Callable[[int], None]
-    ) -> int | None:
-        """From here on output is read. Returns the payload's stdin, which the caller passes on and closes: None where
-        it stays empty, a sealed memfd opened anew for reading, or (`stdin` is None) a pipe for chunks that will come.
-        """
+    def connect(self, on_chunk: Callable[[Stream, bytes], None], on_taken: Callable[[int], None]) -> None:
+        """From here on output is read."""
         self._on_chunk = on_chunk
         self._on_taken = on_taken
         for stream in Stream:
             self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
-        if stdin is None:
-            read_end, self._stdin = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(self._stdin, False)
-            os.fchown(read_end, self._owner_id, self._owner_id)
-            return read_end
-        return _readable(stdin) if stdin else None
+
+    def open_stdin(self) -> int:
+        """A pipe for chunks that will come: the payload's end, which the caller passes on and closes."""
+        read_end, self._stdin = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._stdin, False)
+        os.fchown(read_end, self._owner_id, self._owner_id)
+        return read_end
 
     def close_ends(self) -> None:
         """The payload has its ends, or will never get them."""
@@ -149,12 +146,3 @@ class Streams:
             self._loop.remove_writer(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
-
-
-def _readable(content: bytes) -> int:
-    """Opened anew: a description of its own that cannot write."""
-    memfd = syscalls.sealed_memfd("stdin", [content])
-    try:
-        return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(memfd)

@@ -86,25 +86,32 @@ def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None
 
 
 def sealed_memfd(name: str, pieces: Iterable[bytes], *, executable: bool = False) -> int:
-    """memfd_create(2) with `pieces` one after the other, sealed against every change; the caller owns the descriptor.
-
-    Not executable unless asked for, where the kernel can say so (MFD_NOEXEC_SEAL, Linux 6.3).
-    """
-    flags = abi.MFD_CLOEXEC | abi.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create(name, flags | (abi.MFD_EXEC if executable else abi.MFD_NOEXEC_SEAL))
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create(name, flags)
+    """memfd_create(2) with `pieces` one after the other, sealed against every change; the caller owns it."""
+    fd = new_memfd(name, executable=executable)
     try:
         for piece in pieces:
             view = memoryview(piece)
             while view:
                 view = view[os.write(fd, view) :]
-        seals = abi.F_SEAL_SEAL | abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
-        fcntl.fcntl(fd, abi.F_ADD_SEALS, seals)
+        seal(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def new_memfd(name: str, *, executable: bool = False) -> int:
+    """Not executable unless asked for, where the kernel can say so (MFD_NOEXEC_SEAL, Linux 6.3)."""
+    flags = abi.MFD_CLOEXEC | abi.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | (abi.MFD_EXEC if executable else abi.MFD_NOEXEC_SEAL))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)
+
+
+def seal(memfd: int) -> None:
+    """Nothing of it can be changed any more (fcntl(2), F_ADD_SEALS)."""
+    seals = abi.F_SEAL_SEAL | abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
+    fcntl.fcntl(memfd, abi.F_ADD_SEALS, seals)

@@ -39,7 +39,16 @@ class Slot(enum.IntEnum):
     ATTACH = 3
     PROC = 7
     LANDLOCK = 8
-    STDIN = 9
+    INPUTS = 9
+    STDIN = 10
+
+
+class JobPart(enum.IntFlag):
+    """What comes with a job, in this order (`enum job_part`); the message's one byte is their sum."""
+
+    LIST = 1
+    INPUTS = 2
+    STDIN = 4
 
 
 class Op(enum.IntEnum):
@@ -83,7 +92,7 @@ class Op(enum.IntEnum):
     SETRLIMIT = 38
     STDIN = 39
     CLOSE_RANGE = 40
-    WRITE_FILE = 42
+    COPY_FILE = 42
     EXEC = 43
     FAIL = 44
     SIGNALS = 45
@@ -97,7 +106,7 @@ class Record(msgspec.Struct, frozen=True):
     strings: tuple[str | bytes | None, ...] = ()
     slot: int = 0
     data: bytes | None = None
-    """Bytes of known length: the content of a file, a compiled program. Stored at the position that its op expects."""
+    """Bytes of known length, a compiled program: stands where the first string would."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -196,7 +205,7 @@ def encode(planned: Sequence[PlannedStep], argv: Iterable[str] = (), envp: Itera
     packed = bytearray()
     for item, record, placed, number in zip(planned, records, offsets, numbers, strict=True):
         if number is not None:
-            placed.insert(0 if item.step.OP is Op.SECCOMP else 1, table.data_offset(number))
+            placed.insert(0, table.data_offset(number))
         args = (*record.args, 0, 0, 0, 0)[:4]
         at = (*placed, 0, 0, 0, 0)[:4]
         packed += STEP.pack(item.step.OP, item.phase, record.slot, len(record.data or b""), *args, *at, 0)

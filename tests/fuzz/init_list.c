@@ -32,7 +32,7 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     for (int k = 0; k < 4; k++)
         if (text(in, st->str[k]))
             sum += strlen(text(in, st->str[k]));
-    const char *data = text(in, st->op == OP_SECCOMP ? st->str[0] : st->str[1]);
+    const char *data = text(in, st->str[0]);
     for (uint32_t i = 0; data && i < st->len; i++)
         sum += (unsigned char)data[i];
     return 0;

@@ -17,7 +17,7 @@ from sandboxd.jail import plan, wire
 from sandboxd.jail.facts import host_facts
 from sandboxd.policy.load import load_policies, policy_folder
 from sandboxd.policy.merge import effective_limits
-from sandboxd.spec import InputFile, StageSpec
+from sandboxd.spec import InputFile, StageSpec, input_sizes
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "300000"))
 INIT = Path(__file__).resolve().parents[2] / "sandboxd" / "jail" / "init"
@@ -49,7 +49,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     written = []
     for name, pieces in (
         ("build", wire.encode(plan.build_plan(inputs))),
-        ("job", wire.encode(plan.job_plan(stage), stage.argv, ("A=1",))),
+        ("job", wire.encode(plan.job_plan(stage, input_sizes(stage)), stage.argv, ("A=1",))),
     ):
         path = tmp_path_factory.mktemp("lists") / name
         path.write_bytes(b"".join(pieces))

@@ -12,6 +12,7 @@ from jailrig import SCALE, LauncherUnderTest
 from rig import mutated
 
 from sandboxd.jail import protocol
+from sandboxd.jail.inputs import pack
 from sandboxd.jail.protocol import HEADER, Kind, frame
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "400"))
@@ -22,7 +23,9 @@ ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "400"))
 def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> None:
     seed = os.urandom(8).hex()
     chance = random.Random(seed)
-    body = bytes(protocol.encode(launcher.stage(("/usr/bin/true",), files={"a": b"b"})))
+    run, contents = pack(launcher.stage(("/usr/bin/true",), files={"a": b"b"}, stdin=b"c"))
+    assert contents is not None
+    body = bytes(protocol.encode(run))
     before = launcher.open_fds()
     for number in range(ROUNDS):
         with socket.socket(socket.AF_UNIX) as client:
@@ -32,7 +35,7 @@ def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> Non
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 match number % 3:
                     case 0:
-                        client.sendall(HEADER.pack(Kind.RUN, len(content)) + content)
+                        socket.send_fds(client, [HEADER.pack(Kind.RUN, len(content)) + content], [contents])
                     case 1:
                         client.sendall(mutated(bytes(HEADER.pack(Kind.RUN, len(content))) + content, chance))
                     case _:
@@ -42,6 +45,7 @@ def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> Non
                     pass
         if number % 50 == 0:
             assert launcher.run(("/usr/bin/true",)).verdict == "ok", f"seed {seed}, round {number}"
+    os.close(contents)
     assert launcher.process.poll() is None
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(launcher.socket))

@@ -17,6 +17,7 @@ from sandboxd.jail.admission import Admission
 from sandboxd.jail.cgroup_host import open_cgroups
 from sandboxd.jail.cgroups import Cgroups
 from sandboxd.jail.images import make_host_image
+from sandboxd.jail.inputs import pack, received
 from sandboxd.jail.plan import BuildInputs
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.slots import Slots
@@ -26,7 +27,7 @@ from sandboxd.jail.wire import PlannedStep
 from sandboxd.jail.workshop import Workshop, remove_tree
 from sandboxd.policy.load import load_policies, policy_folder
 from sandboxd.result import Facts
-from sandboxd.spec import InputFile, StageSpec
+from sandboxd.spec import InputFile, StageSpec, input_sizes
 
 ERRNO = errno.EXDEV
 """Which no step of ours answers by itself."""
@@ -51,11 +52,12 @@ class Recorder:
     """Owner of one sandbox; hands it a job and keeps what came of it."""
 
     def __init__(self, stage: StageSpec) -> None:
-        self.stage = stage
+        run, contents = pack(stage)
+        self.stage, self.inputs = run.stage, received(run, contents)
         self.facts: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
 
     def on_admitted(self, sandbox: Sandbox) -> None:
-        sandbox.run(self, self.stage)
+        sandbox.run(self, self.stage, self.inputs)
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
         pass
@@ -109,8 +111,8 @@ def children() -> set[str]:
 
 async def launch(admission: Admission, stage: StageSpec) -> Facts:
     recorder = Recorder(stage)
-    admission.check(stage)
-    admission.admit(recorder, stage)
+    admission.check(recorder.stage, recorder.inputs.sizes)
+    admission.admit(recorder, recorder.stage)
     facts = await asyncio.wait_for(recorder.facts, STAGE_LIMIT_S)
     await admission.wait_idle(STAGE_LIMIT_S)
     return facts
@@ -156,7 +158,7 @@ def test_each_step_of_the_job_list_fails_once_and_is_named(
 ) -> None:
     stage = a_stage(workshop)
     real_plan = plan.job_plan
-    steps = real_plan(stage)
+    steps = real_plan(stage, input_sizes(stage))
     without_exec = [number for number, planned in enumerate(steps) if planned.phase is not wire.Phase.EXEC]
 
     async def fail_each(admission: Admission) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +18,7 @@ from jailrig import LauncherUnderTest
 
 from sandboxd.errors import InputError
 from sandboxd.instance import SERVICE_USER
-from sandboxd.jail import protocol
+from sandboxd.jail import abi, protocol, syscalls
 from sandboxd.jail.protocol import HEADER, STDIN_WINDOW_BYTES, Kind, frame
 from sandboxd.spec import STDIN_MAX_BYTES, InputFile, StageSpec
 
@@ -43,7 +46,7 @@ def closed(connection: socket.socket) -> bool:
         HEADER.pack(99, 0),
         HEADER.pack(0, 0),
         HEADER.pack(Kind.OUTCOME, 0),
-        HEADER.pack(Kind.RUN, protocol.STAGE_BYTES + 1),
+        HEADER.pack(Kind.RUN, protocol.RUN_BYTES + 1),
         HEADER.pack(Kind.CATALOGUE, 1),
         HEADER.pack(Kind.STDIN, protocol.CHUNK_BYTES + 1),
         HEADER.pack(Kind.RUN, 2**32 - 1),
@@ -62,8 +65,14 @@ def test_a_malformed_message_ends_the_connection(raw: socket.socket, sent: bytes
 
 
 def encoded(launcher: LauncherUnderTest, **changes: object) -> bytes:
+    """A RUN message whose stage has these fields."""
     fields = msgspec.msgpack.decode(protocol.encode(launcher.stage(("sleep", "100"))))
-    return frame(Kind.RUN, msgspec.msgpack.encode({**fields, **changes}))
+    return run_message({**fields, **changes})
+
+
+def run_message(stage: object, files: Sequence[int] = (), stdin: int = 0) -> bytes:
+    sizes = {"files": files, "stdin": stdin}
+    return frame(Kind.RUN, msgspec.msgpack.encode({"stage": stage, "sizes": sizes}))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,94 @@ def test_a_stage_of_another_shape_ends_the_connection(
 ) -> None:
     raw.sendall(encoded(launcher, **change))
     assert closed(raw)
+
+
+def memfd(content: bytes = b"12345") -> int:
+    return syscalls.sealed_memfd("inputs", [content])
+
+
+def unsealed() -> int:
+    fd = os.memfd_create("inputs", os.MFD_ALLOW_SEALING)
+    os.write(fd, b"12345")
+    return fd
+
+
+def half_sealed() -> int:
+    fd = unsealed()
+    fcntl.fcntl(fd, abi.F_ADD_SEALS, abi.F_SEAL_SHRINK | abi.F_SEAL_GROW)
+    return fd
+
+
+def on_disk() -> int:
+    fd = os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
+    os.write(fd, b"12345")
+    return fd
+
+
+FILE = [{"path": "f", "content": b""}]
+
+
+@pytest.mark.parametrize(
+    ("make", "stage", "sizes"),
+    [
+        (unsealed, {"files": FILE}, {"files": [5]}),
+        (half_sealed, {"files": FILE}, {"files": [5]}),
+        (on_disk, {"files": FILE}, {"files": [5]}),
+        (lambda: os.pipe()[0], {"files": FILE}, {"files": [5]}),
+        (lambda: os.open("/etc/shadow", os.O_RDONLY), {"files": FILE}, {"files": [5]}),
+        (lambda: os.open("/", os.O_RDONLY), {"files": FILE}, {"files": [5]}),
+        (memfd, {"files": FILE}, {"files": [4]}),
+        (memfd, {"files": FILE}, {"files": [6]}),
+        (memfd, {"files": FILE}, {"files": [3], "stdin": 1}),
+        (memfd, {"files": FILE}, {"files": [5, 0]}),
+        (memfd, {"files": FILE}, {"files": []}),
+        (memfd, {}, {"files": [5]}),
+        (memfd, {}, {}),
+        (memfd, {"files": [{"path": "f", "content": b"12345"}]}, {"files": [0]}),
+        (memfd, {"stdin": b"12345"}, {}),
+        (memfd, {"stdin": None}, {"stdin": 5}),
+        (None, {"files": FILE}, {"files": [5]}),
+        (None, {}, {"stdin": 5}),
+    ],
+)  # fmt: skip
+def test_contents_come_sealed_and_in_full_or_not_at_all(
+    launcher: LauncherUnderTest,
+    raw: socket.socket,
+    make: Callable[[], int] | None,
+    stage: dict[str, object],
+    sizes: dict[str, Any],
+) -> None:
+    fields = msgspec.msgpack.decode(protocol.encode(launcher.stage(("true",))))
+    message = run_message({**fields, **stage}, **sizes)
+    if make is None:
+        raw.sendall(message)
+    else:
+        fd = make()
+        socket.send_fds(raw, [message], [fd])
+        os.close(fd)
+    assert closed(raw)
+
+
+def test_control_what_is_sealed_and_in_full_is_run(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    fields = msgspec.msgpack.decode(protocol.encode(launcher.stage(("cat", "f", "-"))))
+    fd = memfd(b"12345abc")
+    socket.send_fds(raw, [run_message({**fields, "files": FILE}, [5], 3)], [fd])
+    os.close(fd)
+    kind, length = HEADER.unpack(raw.recv(HEADER.size, socket.MSG_WAITALL))
+    assert (kind, raw.recv(length, socket.MSG_WAITALL)) == (Kind.STDOUT, b"12345abc")
+
+
+def test_descriptors_without_a_stage_are_not_gathered(launcher: LauncherUnderTest, raw: socket.socket) -> None:
+    before = launcher.open_fds()
+    fds = [memfd() for _ in range(20)]
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for fd in fds:
+            socket.send_fds(raw, [frame(Kind.CATALOGUE)], [fd])
+    for fd in fds:
+        os.close(fd)
+    while not closed(raw):
+        pass
+    launcher.await_fds(before)
 
 
 def test_one_stage_at_a_time(launcher: LauncherUnderTest, raw: socket.socket) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.errors import ProtocolError
-from sandboxd.jail.protocol import CHUNK_BYTES, HEADER, STAGE_BYTES, TO_LAUNCHER, Frames, Kind, frame
+from sandboxd.jail.protocol import CHUNK_BYTES, HEADER, RUN_BYTES, TO_LAUNCHER, Frames, Kind, frame
 
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES]))
 
@@ -50,7 +50,7 @@ def test_the_end_of_the_stream_is_told_in_a_long_body_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [HEADER.pack(0, 0), HEADER.pack(Kind.OUTCOME, 0), HEADER.pack(Kind.RUN, STAGE_BYTES + 1)]
+    "header", [HEADER.pack(0, 0), HEADER.pack(Kind.OUTCOME, 0), HEADER.pack(Kind.RUN, RUN_BYTES + 1)]
 )
 def test_what_may_not_be_sent_is_refused_by_its_header(header: bytes) -> None:
     with pytest.raises(ProtocolError):

@@ -19,7 +19,7 @@ from sandboxd.jail.rootfs import Image
 from sandboxd.jail.wire import Phase, PlannedStep, Step
 from sandboxd.policy.load import load_policies, policy_folder
 from sandboxd.policy.model import Policy
-from sandboxd.spec import InputFile, StageSpec
+from sandboxd.spec import InputFile, StageSpec, input_sizes
 
 POLICIES = load_policies(policy_folder())
 BASE = 0x70000000
@@ -51,6 +51,10 @@ def stage(**changes: object) -> StageSpec:
         name="run", policy="default", image="host", argv=("true",), env={}, limits=POLICIES["default"].defaults
     )
     return msgspec.structs.replace(spec, **changes)
+
+
+def job_plan(spec: StageSpec) -> tuple[PlannedStep, ...]:
+    return plan.job_plan(spec, input_sizes(spec))
 
 
 def of(phase: Phase, listed: tuple[PlannedStep, ...]) -> list[Step]:
@@ -223,19 +227,19 @@ def test_a_plan_is_the_same_each_time_and_takes_no_root() -> None:
 
 def test_files_come_after_their_folders_and_limits_after_files() -> None:
     files = (InputFile(path="a/b/c", content=b"1"), InputFile(path="a/d", content=b"2", executable=True))
-    job = of(Phase.JOB, plan.job_plan(stage(files=files)))
+    job = of(Phase.JOB, job_plan(stage(files=files)))
     assert [step.describe() for step in job[:4]] == [
         "Mkdir a (0755)",
         "Mkdir a/b (0755)",
-        "WriteFile /box/a/b/c (1 bytes, 0644)",
-        "WriteFile /box/a/d (1 bytes, 0755)",
+        "CopyFile /box/a/b/c (1 bytes, 0644)",
+        "CopyFile /box/a/d (1 bytes, 0755)",
     ]
     assert {step.name for step in job[4:]} == {"SetRlimit"}
 
 
 @pytest.mark.parametrize("stdin", [b"", b"text", None])
 def test_stdin_is_taken_where_a_job_has_one(stdin: bytes | None) -> None:
-    job = of(Phase.JOB, plan.job_plan(stage(stdin=stdin)))
+    job = of(Phase.JOB, job_plan(stage(stdin=stdin)))
     assert any(isinstance(step, st.TakeStdin) for step in job) == (stdin != b"")
 
 
@@ -250,7 +254,7 @@ def test_stdin_is_taken_where_a_job_has_one(stdin: bytes | None) -> None:
     ],
 )
 def test_a_command_is_looked_up_along_path(argv: tuple[str, ...], env: dict[str, str], candidates: list[str]) -> None:
-    steps = of(Phase.EXEC, plan.job_plan(stage(argv=argv, env=env)))
+    steps = of(Phase.EXEC, job_plan(stage(argv=argv, env=env)))
     assert [step.subject() for step in steps] == candidates
 
 
@@ -266,7 +270,7 @@ def test_the_requests_environment_lies_over_the_fixed_one() -> None:
 
 
 def test_each_step_says_what_it_does() -> None:
-    for item in (*plan.build_plan(inputs()), *plan.job_plan(stage())):
+    for item in (*plan.build_plan(inputs()), *job_plan(stage())):
         text = item.step.describe()
         assert text.startswith(item.step.name)
         assert text == text.strip()

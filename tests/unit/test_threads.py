@@ -27,9 +27,8 @@ RESULT = '{"verdict":"ok","reason":"","stages":[],"policy":{"name":"p"},"image":
     [
         ("from sandboxd import document", f"document.unpack_result(b'{RESULT}')"),
         (
-            "import msgspec\nfrom sandboxd.jail import protocol\nfrom sandboxd.spec import StageSpec\n"
-            "from sandboxd.errors import ProtocolError",
-            "try: protocol.decode(b'\\x80', StageSpec)\n    except ProtocolError: pass",
+            "import msgspec\nfrom sandboxd.jail import protocol\nfrom sandboxd.errors import ProtocolError",
+            "try: protocol.decode(b'\\x80', protocol.Run)\n    except ProtocolError: pass",
         ),
     ],
     ids=["result", "protocol"],

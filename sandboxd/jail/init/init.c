@@ -74,8 +74,7 @@ static int map_list(int fd, struct image *out)
         for (int k = 0; k < 4; k++)
             if (steps[i].str[k] >= size)
                 return -1;
-        uint32_t data = steps[i].op == OP_SECCOMP ? steps[i].str[0] : steps[i].str[1];
-        if (steps[i].len && (uint64_t)data + steps[i].len > size)
+        if (steps[i].len && (uint64_t)steps[i].str[0] + steps[i].len > size)
             return -1;
     }
     uint32_t vectors[2][2] = {{head->argv, head->argc}, {head->envp, head->envc}};
@@ -194,12 +193,13 @@ int await_peer(struct sandbox *s)
 
 /* --- PID 1 ------------------------------------------------------------------------------------------------------------ */
 
-/* The job: one message with the list and perhaps the payload's stdin. End of file: not needed any more. */
+/* The job: one message with its parts' descriptors. End of file: not needed any more. */
 static int receive_job(struct sandbox *s, struct image *job)
 {
-    int fds[2] = {-1, -1};
-    char byte, room[CMSG_SPACE(sizeof fds)];
-    struct iovec io = {&byte, 1};
+    int fds[3], slots[] = {SLOT_BUILD, SLOT_INPUTS, SLOT_STDIN}; /* the job list comes where the build list was */
+    unsigned char parts;
+    char room[CMSG_SPACE(sizeof fds)];
+    struct iovec io = {&parts, 1};
     struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
     ssize_t n = recvmsg(s->slot[SLOT_CONTROL], &message, MSG_CMSG_CLOEXEC);
     if (n == 0)
@@ -207,13 +207,13 @@ static int receive_job(struct sandbox *s, struct image *job)
     if (n < 0)
         return -1;
     struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-    if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(sizeof *fds) || c->cmsg_len > CMSG_LEN(sizeof fds))
+    size_t count = (size_t)__builtin_popcount(parts), next = 0;
+    if (!c || c->cmsg_type != SCM_RIGHTS || !(parts & JOB_LIST) || parts > 7 || c->cmsg_len != CMSG_LEN(count * sizeof *fds))
         return errno = EBADMSG, -1;
-    memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
-    s->slot[SLOT_STDIN] = fds[1];
-    int result = map_list(fds[0], job);
-    close(fds[0]);
-    return result;
+    memcpy(fds, CMSG_DATA(c), count * sizeof *fds);
+    for (int part = 0; part < 3; part++)
+        s->slot[slots[part]] = parts & 1 << part ? fds[next++] : -1;
+    return map_list(s->slot[SLOT_BUILD], job);
 }
 
 /* Every candidate that does not exist is passed over, as execvp(3) does; a refusal is remembered. */

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -37,18 +38,6 @@ static int beneath(int dir, const char *path, uint64_t flags, uint64_t mode, uin
 {
     struct open_how how = {.flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve};
     return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
-}
-
-static int write_all(int fd, const char *data, size_t len)
-{
-    while (len > 0) {
-        ssize_t n = write(fd, data, len);
-        if (n < 0)
-            return -1;
-        data += n;
-        len -= (size_t)n;
-    }
-    return 0;
 }
 
 /* Kernel files take their value in one write. */
@@ -213,12 +202,19 @@ static int default_signals(void)
     return (int)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none);
 }
 
-static int write_file(const char *path, uint64_t mode, const char *data, uint32_t len)
+static int copy_file(int from, const char *path, uint64_t mode, uint64_t offset, uint64_t size)
 {
     int fd = beneath(AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL, mode, BENEATH | RESOLVE_NO_XDEV);
     if (fd < 0)
         return -1;
-    int result = write_all(fd, data, len);
+    off_t at = (off_t)offset, end = (off_t)(offset + size);
+    int result = 0;
+    while (result == 0 && at < end) {
+        ssize_t n = sendfile(fd, from, &at, (size_t)(end - at));
+        if (n == 0)
+            errno = ENODATA; /* there is less than the list says */
+        result = n > 0 ? 0 : -1;
+    }
     int saved = errno;
     close(fd);
     errno = saved;
@@ -296,7 +292,7 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_SETRLIMIT: return setrlimit((int)st->arg[0], &(struct rlimit){st->arg[1], st->arg[2]});
     case OP_STDIN: return dup2(fd, 0) < 0 ? -1 : 0;
     case OP_CLOSE_RANGE: return close_others(s);
-    case OP_WRITE_FILE: return write_file(str[0], st->arg[0], str[1], st->len);
+    case OP_COPY_FILE: return copy_file(fd, str[0], st->arg[0], st->arg[1], st->arg[2]);
     case OP_SIGNALS: return default_signals();
     case OP_LEAK_ROOT: return leak_root(s);
     case OP_FAIL: errno = (int)st->arg[0]; return -1;

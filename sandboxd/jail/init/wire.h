@@ -28,8 +28,16 @@ enum slot {
     SLOT_ATTACH = 3,   /* 3..6: cgroup.procs of cgroup v1 leaves */
     SLOT_PROC = 7,     /* a procfs of this pid namespace that is mounted nowhere */
     SLOT_LANDLOCK = 8, /* the payload's ruleset */
-    SLOT_STDIN = 9,    /* the job's stdin, where it is not empty */
-    SLOT_COUNT = 10,
+    SLOT_INPUTS = 9,   /* what the job's files hold */
+    SLOT_STDIN = 10,   /* the job's stdin, where it is not empty */
+    SLOT_COUNT = 11,
+};
+
+/* What comes with a job, in this order; the message's one byte is their sum. */
+enum job_part {
+    JOB_LIST = 1,
+    JOB_INPUTS = 2,
+    JOB_STDIN = 4,
 };
 
 enum op {
@@ -71,7 +79,7 @@ enum op {
     OP_SETRLIMIT = 38,      /* arg0 resource, arg1 soft, arg2 hard */
     OP_STDIN = 39,          /* slot becomes descriptor 0 */
     OP_CLOSE_RANGE = 40,    /* everything above the standard three and the control socket */
-    OP_WRITE_FILE = 42,     /* str0 path below the working directory, str1 content of len bytes, arg0 mode */
+    OP_COPY_FILE = 42,      /* slot, str0 path below the working directory, arg0 mode, arg1 offset, arg2 size */
     OP_EXEC = 43,           /* str0 path */
     OP_FAIL = 44,           /* arg0 errno: fault injection */
     OP_SIGNALS = 45,        /* default dispositions, empty mask */

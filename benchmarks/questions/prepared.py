@@ -1,0 +1,82 @@
+"""What a sandbox costs that was built before its job came: from the request on the launcher's socket to the answer.
+
+Each job finds a full pool, and is followed by a bare run of the same program. Then bursts, in which a job finds what
+the one before it left: the launcher builds the next sandbox beside the jobs from the third on.
+"""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.bare import run_once
+from benchmarks.bench import Bench, timed_ms
+from benchmarks.report import Bound
+from benchmarks.rig import LauncherRig, NotMeasured, require_exit, running_launcher
+from benchmarks.stats import ratio, summarize
+from sandboxd.spec import StageSpec
+
+TITLE = "a prepared sandbox around a static hello against a bare fork and exec of it"
+TIMES_BARE_MAX = 3
+SAMPLES = 200
+BURST = 5
+PREPARED_MAX = 16
+PREPARED = 8
+"""Wait at least before a job comes: one for each policy, the rest for that of the jobs."""
+JOBS_UNTIL_GROWN_MAX = 2000
+BARE = "bare fork+exec"
+
+
+def measure(bench: Bench) -> None:
+    with running_launcher(bench.scratch, PREPARED_MAX) as rig:
+        hello = rig.stage(bench.programs.binary("hello"))
+        _grow(rig, hello)
+        _alone(bench, rig, hello, "hello", "static hello", bounded=True)
+        _alone(bench, rig, rig.stage(bench.programs.binary("hello_small")), "hello_small", "hello without libc (9 KB)")
+        _bursts(bench, rig, hello)
+
+
+def _grow(rig: LauncherRig, stage: StageSpec) -> None:
+    """The pool grows where jobs miss it."""
+    for count in range(JOBS_UNTIL_GROWN_MAX):
+        _sandboxed(rig, stage)
+        if count % 100 == 99:
+            time.sleep(0.1)
+            if rig.prepared() >= PREPARED:
+                return
+    raise NotMeasured(f"after {JOBS_UNTIL_GROWN_MAX} jobs {rig.prepared()} sandboxes are prepared")
+
+
+def _sandboxed(rig: LauncherRig, stage: StageSpec) -> float:
+    wall_ms, (outcome, printed) = timed_ms(lambda: rig.run(stage))
+    require_exit(outcome)
+    if printed != b"hello\n":
+        raise NotMeasured(f"hello printed {printed!r}")
+    return wall_ms
+
+
+def _alone(bench: Bench, rig: LauncherRig, stage: StageSpec, program: str, what: str, *, bounded: bool = False) -> None:
+    path = str(bench.programs.path(program))
+    ours: list[float] = []
+    bare: list[float] = []
+    samples = bench.times(SAMPLES, at_least=10)
+    for _ in bench.track(range(samples), samples, what):
+        rig.await_prepared(PREPARED)
+        ours.append(_sandboxed(rig, stage))
+        rig.await_prepared(PREPARED)
+        bare.append(run_once((path,)).wall_ms)
+    times = ratio(summarize(ours).median, summarize(bare).median)
+    bound = Bound(what=f"at most {TIMES_BARE_MAX} x bare", value=times, limit=TIMES_BARE_MAX) if bounded else None
+    bench.add(f"{what}, prepared", "ms", ours, peer=BARE, theirs=bare, bound=bound)
+
+
+def _bursts(bench: Bench, rig: LauncherRig, stage: StageSpec) -> None:
+    path = str(bench.programs.path("hello"))
+    ours: list[float] = []
+    bare: list[float] = []
+    rounds = bench.times(SAMPLES // BURST, at_least=2)
+    for _ in bench.track(range(rounds), rounds, "bursts"):
+        rig.await_prepared(PREPARED)
+        ours += [_sandboxed(rig, stage) for _ in range(BURST)]
+        rig.await_prepared(PREPARED)
+        bare += [run_once((path,)).wall_ms for _ in range(BURST)]
+    bench.add(f"static hello, {BURST} prepared ones in a row", "ms", ours, peer=BARE, theirs=bare)
