@@ -22,7 +22,8 @@ from sandboxd.policy.model import Policy
 from sandboxd.spec import STDIN_MAX_BYTES, InputSizes, StageSpec
 
 CLIENTS_MAX = 512
-_FDS_PER_SANDBOX = 24
+OPEN_FILES = 65_536
+_FDS_PER_SANDBOX = 28
 """Leaf folders and files, control socket, pidfds, write layer, pipes, build lists; and what is open for a moment."""
 _FDS_RESERVE = 100
 _PREPARED_PART = 0.02
@@ -43,8 +44,9 @@ class Admission:
         self._waiting: OrderedDict[Owner, StageSpec] = OrderedDict()
         physical_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._memory_bytes = int(min(physical_bytes, workshop.cgroups.memory_bound_bytes()) * (1 - _MEMORY_RESERVE))
-        clients = min(CLIENTS_MAX, raise_open_files() // 4)
-        self._sandboxes_max = max(1, (raise_open_files() - 2 * clients - _FDS_RESERVE) // _FDS_PER_SANDBOX)
+        open_files = raise_open_files()
+        clients = min(CLIENTS_MAX, open_files // 4)
+        self._sandboxes_max = max(1, (open_files - 2 * clients - _FDS_RESERVE) // _FDS_PER_SANDBOX)
         affordable = min(self._sandboxes_max // 4, int(self._memory_bytes * _PREPARED_PART) // PREPARED_BYTES)
         self._pool = Pool(workshop.policies, min(prepared_max, affordable), self._prepared)
         self._idle = asyncio.Event()
@@ -155,10 +157,14 @@ class Admission:
 
 
 def raise_open_files() -> int:
-    """The hard limit on open files becomes the soft one (getrlimit(2)); returns it."""
+    """The soft limit on open files becomes the hard one, and that at least OPEN_FILES where this process may
+    (getrlimit(2), CAP_SYS_RESOURCE). Returns it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    for wanted in (max(hard, OPEN_FILES), hard):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return wanted
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _nothing() -> None:

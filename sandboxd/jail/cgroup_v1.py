@@ -21,6 +21,8 @@ failures;
 one batch of charges (64 pages) is enough."""
 
 
+_MEASURED = (("cpu.stat",), ("memory.max_usage_in_bytes", "memory.oom_control", "memory.failcnt"), ("pids.peak",))
+"""Files that are read at a job's end, in each hierarchy."""
 TCP_SHARE = 4
 """Buffers of internet sockets may take this part of the memory limit, beside it."""
 
@@ -43,9 +45,9 @@ class HybridLeaf:
             raise
 
     def _make(self) -> None:
-        for path in self._paths:
+        for path, measured in zip(self._paths, _MEASURED, strict=True):
             path.mkdir(0o755, exist_ok=False)
-            self._folders.append(Folder(path))
+            self._folders.append(Folder(path, measured))
         self._unified, self._memory, self._pids = self._folders
         self.v2_fd = self._unified.fd
         for folder in (self._memory, self._pids):

@@ -21,6 +21,8 @@ from sandboxd.jail.cgroups import (
 )
 
 MOVE_ROUNDS = 5
+_MEASURED = ("cpu.stat", "memory.peak", "memory.events", "pids.peak")
+"""Files that are read at a job's end."""
 
 
 class PureLeaf:
@@ -34,7 +36,7 @@ class PureLeaf:
         self._limits = (0, 0)
         path.mkdir(0o755, exist_ok=False)
         try:
-            self._folder = Folder(path)
+            self._folder = Folder(path, _MEASURED)
         except OSError:
             remove_folder(path)
             raise

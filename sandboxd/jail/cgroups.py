@@ -6,8 +6,10 @@ Two implementations stand behind `Leaf`: pure v2 (`cgroup_v2.py`), and the hybri
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -71,14 +73,31 @@ class Cgroups(Protocol):
 
 
 class Folder:
-    """A cgroup's folder, held open: files are read and written relative to it."""
+    """A cgroup's folder, held open: files are read and written relative to it.
 
-    def __init__(self, path: Path) -> None:
+    Those in `measured` are opened at once, where this kernel has them: reading them at a job's end delays its answer.
+    """
+
+    def __init__(self, path: Path, measured: Sequence[str] = ()) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._kept: dict[str, int] = {}
+        try:
+            for name in measured:
+                with contextlib.suppress(FileNotFoundError):
+                    self._kept[name] = self._open(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, name: str) -> int:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
 
     def read(self, name: str) -> str:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        kept = self._kept.get(name)
+        if kept is not None:
+            return os.pread(kept, 65536, 0).decode()
+        fd = self._open(name)
         try:
             return os.read(fd, 65536).decode()
         finally:
@@ -102,6 +121,9 @@ class Folder:
             os.close(fd)
 
     def close(self) -> None:
+        for fd in self._kept.values():
+            os.close(fd)
+        self._kept.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -42,16 +42,16 @@ class Streams:
                 self.ends.append(write_end)
                 os.set_blocking(self._fds[stream], False)
                 os.fchown(write_end, owner_id, owner_id)
+            for stream in Stream:
+                self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
         except BaseException:
             self.close()
             raise
 
     def connect(self, on_chunk: Callable[[Stream, bytes], None], on_taken: Callable[[int], None]) -> None:
-        """From here on output is read."""
+        """Whom output, and what the payload took of stdin, is told."""
         self._on_chunk = on_chunk
         self._on_taken = on_taken
-        for stream in Stream:
-            self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
 
     def open_stdin(self) -> int:
         """A pipe for chunks that will come: the payload's end, which the caller passes on and closes."""
@@ -111,25 +111,32 @@ class Streams:
                 else:
                     self._loop.add_reader(self._fds[stream], self._read_chunk, stream)
 
-    def _read_chunk(self, stream: Stream) -> bool:
-        """One read; False when nothing is there now, or never will be (the stream is closed then)."""
-        try:
-            chunk = os.read(self._fds[stream], CHUNK_BYTES)
-        except BlockingIOError:
-            return False
-        if not chunk:
+    def _read_chunk(self, stream: Stream) -> None:
+        """One read, when there is something: the end closes the stream."""
+        chunk = self._read(stream)
+        if chunk:
+            self._take(stream, chunk)
+        elif chunk is not None:
             self._close(stream)
-            return False
+
+    def _read(self, stream: Stream) -> bytes | None:
+        """Empty at the end, None when nothing is there now."""
+        try:
+            return os.read(self._fds[stream], CHUNK_BYTES)
+        except BlockingIOError:
+            return None
+
+    def _take(self, stream: Stream, chunk: bytes) -> None:
         self.total_bytes[stream] += len(chunk)
         if self._on_chunk is not None:
             self._on_chunk(stream, chunk)
-        return True
 
     def drain(self) -> None:
-        """Reads what a dead sandbox left in its pipes: at most a pipe's capacity each."""
+        """Reads what a dead sandbox left in its pipes: at most a pipe's capacity each. They are closed later: an answer
+        need not wait for that."""
         for stream in Stream:
-            while self._fds[stream] >= 0 and self._read_chunk(stream):
-                pass
+            while self._fds[stream] >= 0 and (chunk := self._read(stream)):
+                self._take(stream, chunk)
 
     def _close(self, stream: Stream) -> None:
         if self._fds[stream] >= 0:
