@@ -47,6 +47,7 @@ LAYERS: dict[str, int] = {
     "sandboxd.jail.facts": 3,
     "sandboxd.jail.images": 3,
     "sandboxd.jail.slots": 3,
+    "sandboxd.jail.spawner": 3,
     "sandboxd.jail.warm": 3,
     "sandboxd.jail.workshop": 3,
     # processes: the launcher, its sandboxes, and who talks to it

@@ -3,7 +3,7 @@
     worker, `sandboxd run`  (uid sandboxd or root)      one connection each, frames of `protocol.py`
         │  unix stream socket, mode 0660, peer credentials checked
     launcher                (root, nice -10)            one event loop over sockets, pidfds, pipes and timers
-        │  posix_spawn, SEQPACKET pair: reports up, job list and pipes down
+        │  spawner (jail/spawner.py), SEQPACKET pair: reports up, job list down
     outer -> PID 1 (init)   (root until set up)         build list in a sealed memfd
         │  fork
     payload                 (own uid, no rights)        0, 1, 2 alone

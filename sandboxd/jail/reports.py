@@ -26,9 +26,11 @@ class ReportKind(enum.IntEnum):
     NOEXEC = 6
     ENDED = 7
     FAILED = 8
+    OUTER = 9
 
 
 _AFTER = {
+    ReportKind.OUTER: None,
     ReportKind.PIDFD: None,
     ReportKind.TREE: ReportKind.PIDFD,
     ReportKind.READY: ReportKind.TREE,
@@ -38,7 +40,7 @@ _AFTER = {
     ReportKind.ENDED: ReportKind.HELD,
 }
 """What must have come before."""
-_WITH_FD = (ReportKind.PIDFD, ReportKind.TREE)
+_WITH_FD = (ReportKind.OUTER, ReportKind.PIDFD, ReportKind.TREE)
 
 
 class Report(Struct, frozen=True, kw_only=True):

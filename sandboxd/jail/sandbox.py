@@ -57,7 +57,6 @@ OOM_CHECK_MAX_S = 0.1
 TEAR_DOWN_DELAY_S = 0.003
 REMOVE_RETRY_S = 0.005
 REMOVE_DEADLINE_S = 5.0
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class State(enum.IntEnum):
@@ -142,29 +141,19 @@ class Sandbox:
         if not self._attempt("Spawn", self._spawn):
             return
         self._watch(self._control, self._on_control)
-        self._watch(self._outer_fd, self._on_outer_ended)
         if self._leaf.oom_fd is not None:
             self._watch(self._leaf.oom_fd, self._on_oom)
         self._after(BUILD_DEADLINE_S, self._on_build_deadline, State.BUILDING)
 
     def _spawn(self) -> None:
-        """posix_spawn, never fork: this process has a big heap, and libraries may have threads. The payload's 0, 1 and
-        2 come first, then init's own descriptors in the order of `enum slot`."""
+        """In the order of `enum spawn_part`."""
         self._streams = Streams(self._inputs.id_base + plan.PAYLOAD_ID)
         with self._init_control as child:
             build_list = self._workshop.build_list(self._inputs)
-            inherited = (*self._streams.ends, child.fileno(), self._leaf.v2_fd, build_list, *self._leaf.attach_fds)
-            outer_pid = os.posix_spawn(
-                self._workshop.init_path,
-                ["sandboxd-init", *self._inputs.host.v1_controllers],
-                {},
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inherited)],
-                setsigmask=[],
-                setsigdef=_IGNORED_BY_PYTHON,
-            )
+            given = (*self._streams.ends, child.fileno(), self._leaf.v2_fd, build_list, *self._leaf.attach_fds)
+            self._workshop.spawner.spawn(given)
             self._spawned = True
             self._streams.close_ends()
-            self._outer_fd = os.pidfd_open(outer_pid)
 
     # --- job
 
@@ -280,6 +269,9 @@ class Sandbox:
 
     def _on_report(self, report: Report) -> None:
         match report.kind:
+            case ReportKind.OUTER if report.fd is not None:
+                self._outer_fd = report.fd
+                self._watch(self._outer_fd, self._on_outer_ended)
             case ReportKind.PIDFD if report.fd is not None:
                 self._pidfd = report.fd
                 self._watch(self._pidfd, self._on_init_died)
@@ -427,6 +419,8 @@ class Sandbox:
         self._kill_group()
         if self._outer_fd >= 0:  # stuck before PID 1 was born
             signal.pidfd_send_signal(self._outer_fd, signal.SIGKILL)
+        elif self._pidfd < 0:  # stuck before outer was
+            self._workshop.spawner.kill()
         self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
 
     def _fail(self, error: StepError) -> None:

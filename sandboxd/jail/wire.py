@@ -13,7 +13,7 @@ from typing import ClassVar
 import msgspec
 
 MAGIC = 0x64786273
-VERSION = 2
+VERSION = 3
 STEP = struct.Struct("=HBBI4Q4IQ")
 HEADER = struct.Struct("=8I")
 _ALIGNMENT = 8

@@ -17,6 +17,7 @@ from sandboxd.jail.facts import host_facts
 from sandboxd.jail.plan import BuildInputs, Layer, Programs
 from sandboxd.jail.rootfs import Image
 from sandboxd.jail.slots import Slots, first_id
+from sandboxd.jail.spawner import Spawner
 from sandboxd.policy.load import profile_path
 from sandboxd.policy.model import Network, Policy
 from sandboxd.policy.profile import load_profile, policy_profile
@@ -44,7 +45,7 @@ class Workshop:
     ) -> None:
         self._reserved_fd = _reserve_low_descriptors()
         self._init_fd = syscalls.sealed_memfd("sandboxd-init", [init_binary().read_bytes()], executable=True)
-        self.init_path = f"/proc/self/fd/{self._init_fd}"
+        self.spawner = Spawner(f"/proc/self/fd/{self._init_fd}", self._reserved_fd)
         self.cgroups = cgroups
         self.slots = slots
         self.policies = policies
@@ -94,6 +95,7 @@ class Workshop:
         return fd
 
     def close(self) -> None:
+        self.spawner.close()
         for fd in (self._reserved_fd, self._init_fd, *self._lists.values()):
             os.close(fd)
         self._lists.clear()

@@ -1,7 +1,10 @@
 /* init: makes one sandbox, holds it together as its PID 1, and reports.
  *
- *   launcher ── posix_spawn ──> outer ── clone3(CLONE_PARENT | CLONE_INTO_CGROUP) ──> PID 1 ── fork ──> payload (PID 2)
+ *   launcher ── posix_spawn ──> spawner ── clone3(CLONE_PARENT) ──> outer
+ *                                          outer ── clone3(CLONE_PARENT | CLONE_INTO_CGROUP) ──> PID 1 ── fork ──> payload (PID 2)
  *
+ * spawner lives as long as the launcher and forks an outer for each sandbox that it is asked for: no exec, and the launcher does not
+ * wait. CLONE_PARENT makes both outer and PID 1 the launcher's own children.
  * outer is in the host's namespaces: it makes PID 1, puts it into the v1 cgroups, writes its id maps, hands its pidfd to the
  * launcher and exits. PID 1 executes the build list, forks the payload's process, gives up all rights, reaps, and reports the
  * main process's end. The payload's process gives up all rights and reports READY before it knows its job; it then receives
@@ -336,21 +339,59 @@ static void build_and_hold(struct sandbox *s, const struct image *build)
     hold(s, pid, children);
 }
 
-int main(int argc, char **argv)
+/* --- spawner ---------------------------------------------------------------------------------------------------------- */
+
+__attribute__((noreturn)) static void outer(const int *fds, size_t count)
 {
     struct sandbox s = {.peer = -1, .listener = -1, .pidfd = -1};
-    (void)argv;
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) /* before anything can look at this process */
-        return EXIT_BROKEN;
-    prctl(PR_SET_NAME, "sandboxd-init", 0, 0, 0); /* it was executed by a descriptor's number */
-    for (int slot = 0; slot < SLOT_COUNT; slot++) {
-        s.slot[slot] = slot < SLOT_PROC && slot < argc - 1 + SLOT_ATTACH ? FIRST_FD + slot : -1;
-        if (s.slot[slot] >= 0 && fcntl(s.slot[slot], F_SETFD, FD_CLOEXEC) < 0)
+    for (int slot = 0; slot < SLOT_COUNT; slot++)
+        s.slot[slot] = slot + SPAWN_SLOTS < (int)count ? fds[slot + SPAWN_SLOTS] : -1;
+    prctl(PR_SET_NAME, "sandboxd-init", 0, 0, 0);
+    close(FIRST_FD); /* the spawner's socket */
+    for (int fd = 0; fd < FIRST_FD; fd++)
+        if (dup2(fds[SPAWN_STDIN + fd], fd) < 0 || close(fds[SPAWN_STDIN + fd]) < 0)
             broken(&s, PHASE_OUTER, errno);
-    }
     if (map_list(s.slot[SLOT_BUILD], &build_list) < 0)
         broken(&s, PHASE_OUTER, errno);
     if (run_phase(&s, &build_list, PHASE_OUTER) < 0)
         broken(&s, PHASE_OUTER, errno);
-    return 0;
+    _exit(0);
+}
+
+static void spawn(const int *fds, size_t count)
+{
+    int pidfd = -1;
+    struct clone_args args = {.flags = CLONE_PARENT | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd};
+    long pid = syscall(SYS_clone3, &args, sizeof args);
+    if (pid == 0)
+        outer(fds, count);
+    struct report report = {.kind = pid < 0 ? REPORT_FAILED : REPORT_OUTER, .phase = PHASE_OUTER, .error = pid < 0 ? errno : 0};
+    send_report(fds[SPAWN_SLOTS + SLOT_CONTROL], &report, pidfd); /* else the launcher sees the end of the file, and reaps by itself */
+    if (pidfd >= 0)
+        close(pidfd);
+}
+
+int main(void)
+{
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) /* before anything can look at this process */
+        return EXIT_BROKEN;
+    prctl(PR_SET_NAME, "sandboxd-spawn", 0, 0, 0); /* it was executed by a descriptor's number */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+        return EXIT_BROKEN;
+    for (;;) {
+        int fds[SPAWN_PARTS_MAX];
+        char byte, room[CMSG_SPACE(sizeof fds)];
+        struct iovec io = {&byte, 1};
+        struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+        ssize_t n = recvmsg(FIRST_FD, &message, MSG_CMSG_CLOEXEC);
+        struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+        if (!c || c->cmsg_type != SCM_RIGHTS)
+            return n == 0 ? 0 : EXIT_BROKEN;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof *fds;
+        memcpy(fds, CMSG_DATA(c), count * sizeof *fds);
+        if (count > SPAWN_SLOTS + SLOT_BUILD)
+            spawn(fds, count);
+        for (size_t i = 0; i < count; i++)
+            close(fds[i]);
+    }
 }

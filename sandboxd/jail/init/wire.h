@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define WIRE_MAGIC 0x64786273u /* "sbxd" */
-#define WIRE_VERSION 2u
+#define WIRE_VERSION 3u
 #define WIRE_STEPS_MAX 16384u
 #define WIRE_BYTES_MAX (64u << 20)
 
@@ -108,9 +108,17 @@ struct list {
     uint32_t envp;
 };
 
-/* What init tells the launcher, each once. PID 1 sends TREE, HELD and ENDED, the payload's process READY, STARTED and NOEXEC, in this
+/* What the launcher sends to the spawner for each sandbox, beside one byte: descriptors in this order. */
+enum spawn_part {
+    SPAWN_STDIN = 0,   /* 0..2: the payload's 0, 1, 2 */
+    SPAWN_SLOTS = 3,   /* SLOT_CONTROL, SLOT_LEAF, SLOT_BUILD, and SLOT_ATTACH as many as there are */
+    SPAWN_PARTS_MAX = 10,
+};
+
+/* What init tells the launcher, each once. The spawner sends OUTER, PID 1 sends TREE, HELD and ENDED, the payload's process READY, STARTED and NOEXEC, in this
  * order. FAILED may stand in for any of them, and is then its sender's last. */
 enum report_kind {
+    REPORT_OUTER = 9,   /* with outer's pidfd */
     REPORT_PIDFD = 1,   /* outer: with PID 1's pidfd */
     REPORT_TREE = 2,    /* with the detached clone of the write layer */
     REPORT_READY = 3,   /* without rights, waits for its job; with the filter's listener, if it has one */
