@@ -8,8 +8,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from sandboxd.audit.host import waiting_slots
 from sandboxd.errors import InternalError
 from sandboxd.instance import RUN_ROOT, Instance
 from sandboxd.jail import plan, slots, sweeper, syscalls, wire
@@ -19,6 +21,7 @@ from sandboxd.jail.cgroups import Cgroups
 from sandboxd.jail.images import make_host_image
 from sandboxd.jail.inputs import pack, received
 from sandboxd.jail.plan import BuildInputs
+from sandboxd.jail.pool import RETRY_S
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.slots import Slots
 from sandboxd.jail.steps import Fail
@@ -38,6 +41,7 @@ class FailingWorkshop(Workshop):
     """The real one; a step of the build list, chosen by the test, is replaced by one that fails."""
 
     fail_at: int | None = None
+    name = f"faults-{os.getpid()}"
 
     def build_list(self, inputs: BuildInputs) -> int:
         if self.fail_at is None:
@@ -74,11 +78,12 @@ class Recorder:
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Iterator[FailingWorkshop]:
-    instance = Instance(name=f"faults-{os.getpid()}", state_root=str(tmp_path))
+    instance = Instance(name=FailingWorkshop.name, state_root=str(tmp_path))
     RUN_ROOT.mkdir(0o755, exist_ok=True)
     instance.run_dir.mkdir(0o755)
     lock = sweeper.take_lock(instance)  # or the next launcher that starts on this host takes its slots for abandoned
     cgroups: Cgroups = open_cgroups(instance.name)
+    sweeper.record(instance, cgroups.parents())
     made_slots = Slots(instance.name)
     made = FailingWorkshop(
         cgroups=cgroups,
@@ -110,17 +115,21 @@ def children() -> set[str]:
 
 
 async def launch(admission: Admission, stage: StageSpec) -> Facts:
-    recorder = Recorder(stage)
-    admission.check(recorder.stage, recorder.inputs.sizes)
-    admission.admit(recorder, recorder.stage)
-    facts = await asyncio.wait_for(recorder.facts, STAGE_LIMIT_S)
+    facts = await launch_beside_others(admission, stage)
     await admission.wait_idle(STAGE_LIMIT_S)
     return facts
 
 
-def in_loop(workshop: Workshop, test: Callable[[Admission], Awaitable[None]]) -> None:
+async def launch_beside_others(admission: Admission, stage: StageSpec) -> Facts:
+    recorder = Recorder(stage)
+    admission.check(recorder.stage, recorder.inputs.sizes)
+    admission.admit(recorder, recorder.stage)
+    return await asyncio.wait_for(recorder.facts, STAGE_LIMIT_S)
+
+
+def in_loop(workshop: Workshop, test: Callable[[Admission], Awaitable[None]], prepared_max: int = 0) -> None:
     async def main() -> None:
-        await test(Admission(workshop))
+        await test(Admission(workshop, prepared_max=prepared_max))
 
     before = children()
     asyncio.run(main())
@@ -189,3 +198,35 @@ def test_each_step_of_the_job_list_fails_once_and_is_named(
     real_encode = wire.encode
     assert len(without_exec) == 7, "a folder, a file, five limits"
     in_loop(workshop, warmed)
+
+
+def test_a_prepared_sandbox_that_cannot_be_built_is_tried_again_later(workshop: FailingWorkshop) -> None:
+    async def fail_then_not(admission: Admission) -> None:
+        workshop.fail_at = 30
+        admission.start()
+        await asyncio.sleep(0.5)
+        workshop.fail_at = None
+        assert (await launch_beside_others(admission, a_stage(workshop))).exit_code == 0, "a cold one is made"
+        await asyncio.sleep(1.5 * RETRY_S)
+        assert len(waiting_slots(Instance(name=workshop.name))) >= 1
+        admission.close()
+        await admission.wait_idle(STAGE_LIMIT_S)
+
+    in_loop(workshop, fail_then_not, prepared_max=2)
+
+
+def test_prepared_sandboxes_give_way_to_jobs_where_there_is_room_for_few(
+    workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fill(admission: Admission) -> None:
+        admission.start()
+        while len(waiting_slots(Instance(name=workshop.name))) < 4:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(admission, "_sandboxes_max", 4)
+        stage = msgspec.structs.replace(a_stage(workshop), argv=("sleep", "0.3"))
+        jobs = [launch_beside_others(admission, stage) for _ in range(4)]
+        assert [facts.exit_code for facts in await asyncio.gather(*jobs)] == [0] * 4
+        admission.close()
+        await admission.wait_idle(STAGE_LIMIT_S)
+
+    in_loop(workshop, fill, prepared_max=4)
