@@ -63,6 +63,8 @@ class Settings(BaseSettings):
 
     prepared: Annotated[int, Field(ge=0, le=PREPARED_MAX)] = Field(default_factory=prepared_default)
     """Sandboxes that the embedded launcher keeps ready for jobs to come, at most."""
+    favor_dynmods: bool = False
+    """On cgroup v1: no wait for the first sandbox after a pause; changes the whole kernel (`launcher --help`)."""
 
     log_json: bool = False
     log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"

@@ -133,7 +133,7 @@ def start_children(supervisor: Supervisor, settings: Settings, options: ServeOpt
     Store(connect(redis_server.redis_url(instance)), settings.prefix).set_token_hash(
         hashlib.sha256(token.encode()).hexdigest()
     )
-    start(launcher_spec(instance, settings.prepared), lambda: accepts_connections(instance.launcher_socket))
+    start(launcher_spec(settings), lambda: accepts_connections(instance.launcher_socket))
     for index in range(1, options.workers + 1):
         supervisor.start(worker_spec(instance, index))
     start(api_spec(settings), lambda: is_ready(settings, token))
@@ -151,9 +151,11 @@ def redis_spec(instance: Instance) -> ChildSpec:
     )
 
 
-def launcher_spec(instance: Instance, prepared_max: int) -> ChildSpec:
-    command = ("launcher", "--instance", instance.name, "--prepared", str(prepared_max))
-    return _own_spec(instance, "launcher", command, None, _RANK_LAUNCHER, 10.0)
+def launcher_spec(settings: Settings) -> ChildSpec:
+    instance = settings.paths
+    command = ["launcher", "--instance", instance.name, "--prepared", str(settings.prepared)]
+    command += ["--favor-dynmods"] if settings.favor_dynmods else []
+    return _own_spec(instance, "launcher", tuple(command), None, _RANK_LAUNCHER, 10.0)
 
 
 def worker_spec(instance: Instance, index: int) -> ChildSpec:

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from sandboxd.errors import HostError
+from sandboxd.jail import syscalls
 from sandboxd.jail.cgroups import V1_CONTROLLERS, Folder, Leaf, OomCounts, field, limited, remove_folder, tightest
 from sandboxd.spec import KIB
 
@@ -23,6 +24,8 @@ one batch of charges (64 pages) is enough."""
 
 _MEASURED = (("cpu.stat",), ("memory.max_usage_in_bytes", "memory.oom_control", "memory.failcnt"), ("pids.peak",))
 """Files that are read at a job's end, in each hierarchy."""
+DYNMODS = "sandboxd-dynmods"
+"""Name of the hierarchy that `favor_dynmods` makes."""
 TCP_SHARE = 4
 """Buffers of internet sockets may take this part of the memory limit, beside it."""
 
@@ -129,3 +132,15 @@ class HybridCgroups:
     def close(self) -> None:
         for parent in self._parents:
             remove_folder(parent)
+
+
+def favor_dynmods() -> int:
+    """Lets the kernel move tasks between cgroups without waiting for an RCU grace period; returns the descriptor of the
+    v1 hierarchy, without controllers and mounted nowhere, on which that hangs (cgroups(7), cgroup-v2.rst).
+
+    It holds for the whole kernel, and since Linux 6.18 until the next boot. Raises HostError before Linux 6.0.
+    """
+    try:
+        return syscalls.detached_mount("cgroup", {"none": None, "name": DYNMODS, "favordynmods": None})
+    except OSError as error:
+        raise HostError("favordynmods", str(error), "Linux 6.0 or newer, or leave --favor-dynmods out") from error

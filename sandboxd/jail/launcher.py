@@ -37,6 +37,7 @@ from sandboxd.instance import RUN_ROOT, SERVICE_USER, Instance
 from sandboxd.jail import facts, offer, sweeper, warm
 from sandboxd.jail.admission import CLIENTS_MAX, Admission
 from sandboxd.jail.cgroup_host import open_cgroups, require_leaf
+from sandboxd.jail.cgroup_v1 import favor_dynmods
 from sandboxd.jail.connection import Buffered, Connection
 from sandboxd.jail.images import make_host_image
 from sandboxd.jail.plan import Layer
@@ -60,9 +61,17 @@ class Launcher:
     """One instance's launcher. `start()` makes it ready, `serve()` runs until it is told to stop, `close()` leaves
     nothing."""
 
-    def __init__(self, instance: Instance, without: Iterable[Layer] = (), *, prepared_max: int = 0) -> None:
-        """Keeps at most `prepared_max` sandboxes ready for jobs to come."""
+    def __init__(
+        self,
+        instance: Instance,
+        without: Iterable[Layer] = (),
+        *,
+        prepared_max: int = 0,
+        favor_dynmods: bool = False,
+    ) -> None:
+        """Keeps at most `prepared_max` sandboxes ready for jobs to come. `favor_dynmods`: see `cgroup_v1`."""
         self.instance = instance
+        self._favor_dynmods = favor_dynmods
         self._prepared_max = prepared_max
         self.without = frozenset(without)
         self._admission: Admission | None = None
@@ -92,6 +101,8 @@ class Launcher:
             self._stack.callback(self._remove_run_dir, lock)
             sweeper.sweep(self.instance)
         require_root_owned(Path(sandboxd.__file__).parent, Path(sys.prefix), folder, self.instance.cache_dir)
+        if self._favor_dynmods:
+            self._stack.callback(os.close, favor_dynmods())
         cgroups = open_cgroups(self.instance.name)
         self._stack.callback(cgroups.close)
         sweeper.record(self.instance, cgroups.parents())

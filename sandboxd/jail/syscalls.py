@@ -9,7 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sandboxd.jail import abi
 
@@ -73,6 +73,29 @@ def reconfigure_mount(mount_fd: int, options: dict[str, str]) -> None:
         os.close(context)
 
 
+def detached_mount(kind: str, options: Mapping[str, str | None]) -> int:
+    """fsopen(2), fsconfig(2), fsmount(2): a new filesystem that no path leads to, and that is gone with the descriptor.
+    An option without a value is None."""
+    context = _checked(
+        _syscall(ctypes.c_long(abi.SYS.FSOPEN), ctypes.c_char_p(kind.encode()), ctypes.c_uint(abi.FSOPEN_CLOEXEC)),
+        f"fsopen({kind})",
+    )
+    try:
+        for key, value in options.items():
+            command = abi.FSCONFIG_SET_FLAG if value is None else abi.FSCONFIG_SET_STRING
+            _fsconfig(context, command, key.encode(), None if value is None else value.encode())
+        _fsconfig(context, abi.FSCONFIG_CMD_CREATE, None, None)
+        mounted = _syscall(
+            ctypes.c_long(abi.SYS.FSMOUNT),
+            ctypes.c_int(context),
+            ctypes.c_uint(abi.FSMOUNT_CLOEXEC),
+            ctypes.c_uint(0),
+        )
+        return _checked(mounted, f"fsmount({kind})")
+    finally:
+        os.close(context)
+
+
 def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
     number = _syscall(
         ctypes.c_long(abi.SYS.FSCONFIG),
@@ -82,7 +105,7 @@ def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None
         ctypes.c_char_p(value),
         ctypes.c_int(0),
     )
-    _checked(number, f"fsconfig({(key or b'reconfigure').decode()})")
+    _checked(number, f"fsconfig({(key or b'create').decode()})")
 
 
 def sealed_memfd(name: str, pieces: Iterable[bytes], *, executable: bool = False) -> int:

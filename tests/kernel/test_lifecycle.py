@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,23 @@ def test_a_launcher_told_to_stop_while_it_starts_leaves_nothing(state_root: Path
         hasty.terminate()
         assert hasty.wait(30 * SCALE) == 0
     assert not (RUN_ROOT / name).exists()
+
+
+def test_favor_dynmods_is_a_hierarchy_that_no_path_leads_to_and_is_gone_with_the_launcher(state_root: Path) -> None:
+    name = f"dynmods-{os.getpid()}"
+    command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", name, "--favor-dynmods"]
+    environment = {"SANDBOXD_STATE_ROOT": str(state_root), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    before = Path("/proc/self/mountinfo").read_text()
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as own:
+        while not (RUN_ROOT / name / "launcher.sock").exists():
+            assert own.poll() is None
+            time.sleep(0.01)
+        assert "name=sandboxd-dynmods:" in Path("/proc/self/cgroup").read_text()
+        told = subprocess.run(
+            [sys.executable, "-I", "-m", "sandboxd", "doctor"], capture_output=True, text=True, check=False
+        )
+        assert re.search(r"favordynmods\W+on", told.stdout), told.stdout
+        assert Path("/proc/self/mountinfo").read_text() == before
+        own.terminate()
+        assert own.wait(30 * SCALE) == 0
+    assert "sandboxd-dynmods" not in Path("/proc/self/cgroup").read_text()
