@@ -30,12 +30,17 @@ class CommandFailed(Exception):
 def run_once(argv: Sequence[str], *, check: bool = True) -> Timed:
     """Spawn the command `argv` (an absolute path first), wait for it. Raises CommandFailed, OSError."""
     started_ns = time.perf_counter_ns()
-    pid = os.posix_spawn(argv[0], list(argv), ENVIRONMENT, file_actions=_SILENT)
+    pid = spawn_silent(argv)
     _, status, usage = os.wait4(pid, 0)
     wall_ms = (time.perf_counter_ns() - started_ns) / _NANOSECONDS_PER_MS
     if check and status != 0:
         raise CommandFailed(f"{' '.join(argv)} ended with status {os.waitstatus_to_exitcode(status)}")
     return Timed(wall_ms, (usage.ru_utime + usage.ru_stime) * 1000)
+
+
+def spawn_silent(argv: Sequence[str]) -> int:
+    """Spawn the command `argv`; its pid, which the caller waits for."""
+    return os.posix_spawn(argv[0], list(argv), ENVIRONMENT, file_actions=_SILENT)
 
 
 def run_sequence(commands: Sequence[Sequence[str]]) -> Timed:

@@ -19,21 +19,22 @@ import sandboxd
 from benchmarks.peers import Absent, Peer
 from benchmarks.stats import Summary
 
-Unit = Literal["ms", "ms CPU", "s", "MiB", "KiB", "%", "count"]
-_DIGITS = {"ms": 2, "ms CPU": 2, "s": 1, "MiB": 2, "KiB": 2, "%": 2, "count": 0}
+Unit = Literal["ms", "ms CPU", "ns", "s", "1/s", "MiB", "KiB", "%", "count"]
+_DIGITS = {"ms": 2, "ms CPU": 2, "ns": 1, "s": 1, "1/s": 1, "MiB": 2, "KiB": 2, "%": 2, "count": 0}
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for: `value` (of `what`, as the row computed it) is at most `limit`."""
+    """What was asked for: `value` (of `what`, as the row computed it) is at most `limit`, or at least."""
 
     what: str
     """As a person reads it: `median at most 15 x bare`."""
     value: float
     limit: float
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

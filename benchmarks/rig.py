@@ -150,12 +150,12 @@ class ServiceRig:
 
 
 @contextlib.contextmanager
-def running_service(folder: Path) -> Iterator[ServiceRig]:
-    """The whole service, ready, on a free port."""
+def running_service(folder: Path, *options: str) -> Iterator[ServiceRig]:
+    """The whole service, ready, on a free port; `options` are those of `sandboxd serve`."""
     instance = instance_in(folder, "serve")
     log_path = folder / f"{instance.name}.log"
     port = free_port()
-    with _child(["serve", "--instance", instance.name, "--port", str(port)], folder, log_path) as process:
+    with _child(["serve", "--instance", instance.name, "--port", str(port), *options], folder, log_path) as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=90, trust_env=False) as client:
             await_true(lambda: _is_ready(client), process, log_path)
             client.headers["Authorization"] = f"Bearer {instance.token_path.read_text().strip()}"

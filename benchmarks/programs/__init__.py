@@ -7,7 +7,8 @@ from pathlib import Path
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-no-pie", "-s")
-_OWN_FLAGS = {"hello_small": ("-nostdlib", "-ffreestanding", "-fno-stack-protector")}
+_WITHOUT_LIBC = ("-nostdlib", "-ffreestanding", "-fno-stack-protector")
+_OWN_FLAGS = {"hello_small": _WITHOUT_LIBC, "waiter": _WITHOUT_LIBC}
 
 
 class Programs:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-NAMES = ("cold", "prepared", "cpu_limit", "wall_limit", "daemons", "memory", "http", "thousand")
+NAMES = (
+    "cold",
+    "prepared",
+    "cpu_limit",
+    "wall_limit",
+    "daemons",
+    "memory",
+    "http",
+    "load",
+    "inside",
+    "density",
+    "thousand",
+    "long",
+)
 """In the order in which they are measured."""
 
 

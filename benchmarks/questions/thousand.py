@@ -29,9 +29,17 @@ _QUIET_S = 1.5
 """Longer than the append-only file's write and what ends on its own after a job."""
 
 
+PREPARED = 4
+"""One for each policy: the pool then neither grows nor shrinks, and nothing else may."""
+
+
 def measure(bench: Bench) -> None:
-    jobs = bench.times(JOBS, at_least=2 * FIRST)
-    with running_service(bench.scratch) as rig:
+    measure_jobs(bench, bench.times(JOBS, at_least=2 * FIRST))
+
+
+def measure_jobs(bench: Bench, jobs: int) -> None:
+    """So many in a row."""
+    with running_service(bench.scratch, "--prepared", str(PREPARED)) as rig:
         job_ms: list[float] = []
         busy_s = 0.0
         first = last = None
@@ -77,9 +85,9 @@ def _duration(bench: Bench, job_ms: list[float], busy_s: float) -> None:
         [busy_s],
         bound=Bound(what=f"at most {scaled_max_s:g} s", value=busy_s, limit=scaled_max_s),
     )
-    tenth = len(job_ms) // 10
-    last, first = job_ms[-tenth:], job_ms[:tenth]
-    bench.add("one job, the last tenth against the first", "ms", last, peer="first tenth", theirs=first)
+    part = min(len(job_ms) // 10, JOBS)
+    last, first = job_ms[-part:], job_ms[:part]
+    bench.add(f"one job, the last {part} against the first {part}", "ms", last, peer=f"first {part}", theirs=first)
 
 
 def _counts(bench: Bench, first: Inventory, last: Inventory) -> None:

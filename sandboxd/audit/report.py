@@ -37,7 +37,8 @@ def summary(report: Report) -> str:
 def _head(report: Report) -> Iterator[str]:
     yield "# Audit"
     yield ""
-    yield f"Made by `sandboxd audit{' --quick' if report.quick else ''}` of sandboxd {report.version} on {report.date}."
+    options = f"{' --quick' if report.quick else ''}{' --prepared' if report.prepared else ''}"
+    yield f"Made by `sandboxd audit{options}` of sandboxd {report.version} on {report.date}."
     yield ""
     yield "| host | |"
     yield "|---|---|"

@@ -59,11 +59,11 @@ class _Run(Struct, frozen=True, kw_only=True):
 
 
 def soak(
-    state_root: Path, routed: Routed, cases: Sequence[Case], jobs: int, on_job: Callable[[], None]
+    state_root: Path, routed: Routed, cases: Sequence[Case], jobs: int, on_job: Callable[[], None], *, prepared: bool
 ) -> tuple[Finding, ...]:
     """Runs that many jobs. Raises LauncherUnavailable."""
     chosen = [case for case in cases if not (case.table.slow or case.table.beside or case.table.before)]
-    with LauncherTarget(99, state_root, routed=routed) as target:
+    with LauncherTarget(99, state_root, routed=routed, prepared=prepared) as target:
         target.warm_up([*chosen, HONEST])
         alone = [_cpu_s(target.observe(HONEST, ())) for _ in range(ALONE)]
         before, state = host.job_traces(target), host.host_state(target)

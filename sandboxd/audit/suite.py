@@ -51,6 +51,8 @@ class Report(Struct, frozen=True, kw_only=True):
     version: str
     against: str
     quick: bool
+    prepared: bool
+    """Jobs got sandboxes that were built before, as far as the launcher kept up."""
     date: str
     kernel: str
     machine: str
@@ -104,6 +106,7 @@ def audit(
     cases: Sequence[Case],
     *,
     quick: bool,
+    prepared: bool = False,
     soak_jobs: int = 0,
     on_run: Callable[[Run, Row | None], None] = lambda _run, _row: None,
     on_job: Callable[[], None] = lambda: None,
@@ -115,14 +118,14 @@ def audit(
     begin = time.monotonic()
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
     with _state_root() as state_root, Routed() as routed, ThreadPoolExecutor(_AT_ONCE) as threads:
-        auditor = _Auditor(state_root, routed, on_run)
+        auditor = _Auditor(state_root, routed, on_run, prepared=prepared)
         # The first one fills the cache of digests and versions for all others.
         done = [auditor.audit(0, groups[0]), *threads.map(auditor.audit, range(1, len(groups)), groups[1:])]
-        findings = soak.soak(state_root, routed, cases, soak_jobs, on_job) if soak_jobs else ()
+        findings = soak.soak(state_root, routed, cases, soak_jobs, on_job, prepared=prepared) if soak_jobs else ()
     rows = [row for group in done for row in group.rows]
     rows += [_soak_row(finding) for finding in findings]
     found = [change for group in done for change in group.changes]
-    return _report("sandboxd", quick, done[0].isolation, rows, found, begin)
+    return _report("sandboxd", quick, done[0].isolation, rows, found, begin, prepared=prepared)
 
 
 class _Group(Struct, frozen=True, kw_only=True):
@@ -136,7 +139,10 @@ class _Group(Struct, frozen=True, kw_only=True):
 class _Auditor:
     """Runs groups, several at once: each has a launcher of its own. All of them stand in the namespace with routes."""
 
-    def __init__(self, state_root: Path, routed: Routed, on_run: Callable[[Run, Row | None], None]) -> None:
+    def __init__(
+        self, state_root: Path, routed: Routed, on_run: Callable[[Run, Row | None], None], *, prepared: bool
+    ) -> None:
+        self._prepared = prepared
         self._state_root = state_root
         self._routed = routed
         self._on_run = on_run
@@ -146,7 +152,9 @@ class _Auditor:
         walls = ", ".join(runs[0].without) or "none"
         with (
             contextlib.closing(host.KernelLog()) as log,
-            LauncherTarget(number, self._state_root, without=runs[0].without, routed=self._routed) as target,
+            LauncherTarget(
+                number, self._state_root, without=runs[0].without, routed=self._routed, prepared=self._prepared
+            ) as target,
         ):
             target.warm_up([run.case for run in runs])
             before = host.host_state(target)
@@ -270,13 +278,21 @@ def _state_root() -> Iterator[Path]:
 
 
 def _report(
-    against: str, quick: bool, isolation: dict[str, object], rows: list[Row], found: list[str], begin: float
+    against: str,
+    quick: bool,
+    isolation: dict[str, object],
+    rows: list[Row],
+    found: list[str],
+    begin: float,
+    *,
+    prepared: bool = False,
 ) -> Report:
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return Report(
         version=sandboxd.__version__,
         against=against,
         quick=quick,
+        prepared=prepared,
         date=now_rfc3339()[:10],
         kernel=platform.release(),
         machine=platform.machine(),

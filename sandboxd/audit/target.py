@@ -33,6 +33,7 @@ READY = b"ready"
 _STOP_S = 30.0
 _READY_S = 30.0
 _END_S = 90.0
+_PREPARED = 8
 _POLICY = "default"
 _NO_NETWORK = "audit-no-network"
 _NO_NETWORK_FILE = 'description = "run a program without any network"\nextends = "base"\nnetwork = "none"\n'
@@ -55,10 +56,18 @@ class LauncherTarget:
     """A launcher of an instance of its own, in a process of its own."""
 
     def __init__(
-        self, number: int, state_root: Path, *, without: Sequence[str] = (), routed: Routed | None = None
+        self,
+        number: int,
+        state_root: Path,
+        *,
+        without: Sequence[str] = (),
+        routed: Routed | None = None,
+        prepared: bool = False,
     ) -> None:
+        """`prepared`: jobs get sandboxes that were built before, as far as the launcher keeps up."""
         self.instance = Instance(name=f"audit-{os.getpid()}-{number}", state_root=str(state_root))
         self._without = tuple(without)
+        self._prepared_max = _PREPARED if prepared else 0
         self._policies = state_root / "policies"
         if not self._policies.exists():
             shutil.copytree(policy_folder(), self._policies)
@@ -75,6 +84,7 @@ class LauncherTarget:
                             self.instance,
                             prefix=self._prefix,
                             without=self._without,
+                            prepared_max=self._prepared_max,
                             policies=self._policies,
                             log=log,
                             stop_deadline_s=_STOP_S,

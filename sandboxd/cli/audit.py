@@ -27,6 +27,7 @@ OURS = "sandboxd"
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Leave out the slow cases: under a minute.")
+@click.option("--prepared", is_flag=True, help="Attack sandboxes that were built before their jobs came.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option(
     "--soak", "soak_jobs", type=click.IntRange(0, 10_000_000), default=0, help="Run so many jobs at the end, mixed."
@@ -42,7 +43,13 @@ OURS = "sandboxd"
 @click.argument("words", nargs=-1)
 @reported
 def command(
-    quick: bool, as_json: bool, soak_jobs: int, against: str, page: Path | None, words: tuple[str, ...]
+    quick: bool,
+    prepared: bool,
+    as_json: bool,
+    soak_jobs: int,
+    against: str,
+    page: Path | None,
+    words: tuple[str, ...],
 ) -> None:
     """Attack this host's own sandboxes, and say what held. WORDS: only cases whose name or topic has one of them.
 
@@ -59,7 +66,7 @@ def command(
         raise HostError("root", "the audit starts launchers of its own", "run it with sudo")
     ensure_delegated()
     cases = chosen(words)
-    found = _with_progress(cases, quick=quick, soak_jobs=soak_jobs, against=against)
+    found = _with_progress(cases, quick=quick, prepared=prepared, soak_jobs=soak_jobs, against=against)
     if page is not None:
         page.write_text(report.markdown(found), encoding="utf-8")
     if as_json:
@@ -80,7 +87,7 @@ def chosen(words: tuple[str, ...]) -> list[Case]:
     return found
 
 
-def _with_progress(cases: list[Case], *, quick: bool, soak_jobs: int, against: str) -> Report:
+def _with_progress(cases: list[Case], *, quick: bool, prepared: bool, soak_jobs: int, against: str) -> Report:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         runs = suite.plan(cases, quick=quick) if against == OURS else suite.comparable(cases)
@@ -96,7 +103,7 @@ def _with_progress(cases: list[Case], *, quick: bool, soak_jobs: int, against: s
             progress.update(task, description=f"{suite.SOAK:<65}", advance=1)
 
         if against == OURS:
-            return suite.audit(cases, quick=quick, soak_jobs=soak_jobs, on_run=on_run, on_job=on_job)
+            return suite.audit(cases, quick=quick, prepared=prepared, soak_jobs=soak_jobs, on_run=on_run, on_job=on_job)
         return suite.compare(against, cases, on_run=on_run)
 
 

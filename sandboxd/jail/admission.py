@@ -21,7 +21,7 @@ from sandboxd.policy.merge import check_ceilings
 from sandboxd.policy.model import Policy
 from sandboxd.spec import STDIN_MAX_BYTES, InputSizes, StageSpec
 
-CLIENTS_MAX = 512
+CLIENTS_MAX = 2048
 OPEN_FILES = 65_536
 _FDS_PER_SANDBOX = 28
 """Leaf folders and files, control socket, pidfds, write layer, pipes, build lists; and what is open for a moment."""

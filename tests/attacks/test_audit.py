@@ -26,11 +26,12 @@ AUDIT = (sys.executable, "-I", "-m", "sandboxd", "audit")
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 * SCALE)
-def test_everything_holds_and_every_control_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--prepared"]], ids=["cold", "prepared"])
+def test_everything_holds_and_every_control_works(tmp_path: Path, options: list[str]) -> None:
     """The quick part: every case but the slow ones."""
     page = tmp_path / "audit.md"
     done = subprocess.run(
-        [*AUDIT, "--quick", "--json", "--report", page], capture_output=True, check=False, timeout=300 * SCALE
+        [*AUDIT, "--quick", "--json", "--report", page, *options], capture_output=True, check=False, timeout=300 * SCALE
     )
     found = msgspec.json.decode(done.stdout, type=Report)
     wrong = [(row.case, row.walls, row.state, row.evidence) for row in found.rows if row.state is not State.HELD]

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.root
 
 LONG = "import time; print('on', flush=True); time.sleep(60)"
 PRINTS = JobRequest(language="python", files=(InputFile(path="main.py", content=b"print(1)"),))
+KILL_MOMENTS = int(os.environ.get("KILL_MOMENTS", "16"))
 SHORT = "import time; time.sleep(1.5); print('done')"
 
 
@@ -162,6 +163,31 @@ def test_a_job_whose_worker_died_twice_has_failed_with_the_reason(service: Servi
     job = service.get(job_id)
     assert (job["state"], job["verdict"]) == ("failed", "internal_error")
     assert "the worker died" in job["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 * SCALE)
+def test_a_worker_killed_at_any_moment_of_a_job_costs_no_job(service: Service, launcher: LauncherUnderTest) -> None:
+    """Taken from the queue, compiled, run, stored: a compiled hello takes about a tenth of a second."""
+    source = '#include <stdio.h>\nint main(void) { puts("done"); }'
+    attempts = set()
+    for moment in range(KILL_MOMENTS):
+        job_id = service.post({"language": "c", "source": source}, wait=0)["id"]
+        time.sleep(moment * 0.15 / KILL_MOMENTS)
+        victim = service.workers[-1]
+        victim.kill()
+        victim.wait()
+        bury(service.settings, victim.pid)
+        service.start_worker()
+        job = service.get(job_id)
+        assert (job["state"], job["verdict"]) == ("finished", "ok"), f"killed in moment {moment}: {job}"
+        assert job["stages"][-1]["stdout"] == "done\n"
+        record = service.store.job(job_id)
+        assert record is not None
+        attempts.add(record.attempt)
+        launcher.await_nothing_left()
+        assert service.queue.rq.started_job_registry.count == 0
+    assert attempts == {1, 2}, "some were over first, some were run once more"
 
 
 def test_a_job_to_be_cancelled_whose_worker_died_is_cancelled(service: Service) -> None:

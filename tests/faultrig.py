@@ -1,0 +1,104 @@
+"""A launcher's inside in the test's own process, so that a step, or a process of a sandbox, can be made to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from sandboxd.errors import InternalError
+from sandboxd.jail import plan, syscalls, wire
+from sandboxd.jail.admission import Admission
+from sandboxd.jail.inputs import pack, received
+from sandboxd.jail.plan import BuildInputs
+from sandboxd.jail.sandbox import Sandbox
+from sandboxd.jail.steps import Fail
+from sandboxd.jail.streams import Stream
+from sandboxd.jail.wire import PlannedStep
+from sandboxd.jail.workshop import Workshop
+from sandboxd.result import Facts
+from sandboxd.spec import InputFile, StageSpec
+
+ERRNO = errno.EXDEV
+"""Which no step of ours answers by itself."""
+STAGE_LIMIT_S = 20
+
+
+class FailingWorkshop(Workshop):
+    """The real one; a step of the build list, chosen by the test, is replaced by one that fails."""
+
+    fail_at: int | None = None
+    name = f"faults-{os.getpid()}"
+
+    def build_list(self, inputs: BuildInputs) -> int:
+        if self.fail_at is None:
+            return super().build_list(inputs)
+        steps = list(plan.build_plan(inputs))
+        steps[self.fail_at] = PlannedStep(steps[self.fail_at].phase, Fail(ERRNO))
+        # Not kept: a list for each failure. The test's process ends soon.
+        return syscalls.sealed_memfd("failing", wire.encode(steps))
+
+
+class Recorder:
+    """Owner of one sandbox; hands it a job and keeps what came of it."""
+
+    def __init__(self, stage: StageSpec) -> None:
+        run, contents = pack(stage)
+        self.stage, self.inputs = run.stage, received(run, contents)
+        self.facts: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
+
+    def on_admitted(self, sandbox: Sandbox) -> None:
+        sandbox.run(self, self.stage, self.inputs)
+
+    def on_output(self, stream: Stream, chunk: bytes) -> None:
+        pass
+
+    def on_stdin_taken(self, count: int) -> None:
+        pass
+
+    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+        self.facts.set_result(facts)
+
+    def on_failed(self, error: InternalError) -> None:
+        self.facts.set_exception(error)
+
+
+def children() -> set[str]:
+    """`pid name state` of each child of this process, zombies included."""
+    found = set()
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        found.add(f"{pid} {name} {rest.split()[0]}")
+    return found
+
+
+async def launch(admission: Admission, stage: StageSpec) -> Facts:
+    facts = await launch_beside_others(admission, stage)
+    await admission.wait_idle(STAGE_LIMIT_S)
+    return facts
+
+
+async def launch_beside_others(admission: Admission, stage: StageSpec) -> Facts:
+    recorder = Recorder(stage)
+    admission.check(recorder.stage, recorder.inputs.sizes)
+    admission.admit(recorder, recorder.stage)
+    return await asyncio.wait_for(recorder.facts, STAGE_LIMIT_S)
+
+
+def in_loop(workshop: Workshop, test: Callable[[Admission], Awaitable[None]], prepared_max: int = 0) -> None:
+    async def main() -> None:
+        await test(Admission(workshop, prepared_max=prepared_max))
+
+    before = children()
+    asyncio.run(main())
+    assert {child for child in children() - before if "sandboxd-init" in child} == set(), "processes are left"
+
+
+def a_stage(workshop: Workshop) -> StageSpec:
+    policy = workshop.policies["default"]
+    files = (InputFile(path="folder/file", content=b"content"),)
+    return StageSpec(
+        name="run", policy="default", image="host", argv=("true",), env={}, limits=policy.defaults, files=files
+    )
