@@ -37,7 +37,7 @@ def measure(bench: Bench) -> None:
     many = bench.times(MANY, at_least=2 * FEW)
     with running_launcher(bench.scratch) as rig, contextlib.ExitStack() as live:
         stage = rig.stage(
-            bench.programs.binary("waiter"), memory_bytes=8 * MIB, disk_bytes=1 * MIB, wall_time_s=600, processes=2
+            bench.programs.binary("waiter"), memory_bytes=8 * MIB, disk_bytes=1 * MIB, wall_time_s=110, processes=2
         )
         for _ in range(FEW):
             _start(rig, stage, live)

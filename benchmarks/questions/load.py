@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import inventory
-from benchmarks.bare import spawn_silent
+from benchmarks.bare import run_once, spawn_silent
 from benchmarks.bench import Bench
 from benchmarks.report import Bound
 from benchmarks.rig import NotMeasured, ServiceRig, running_service
-from benchmarks.stats import percentile
+from benchmarks.stats import percentile, summarize
 
 TITLE = "jobs a second over HTTP with 16 clients, latency at half of that, and CPU time by process"
 CLIENTS = 16
@@ -30,6 +30,8 @@ PYTHON_SHARE_MIN = 0.6
 HELLO_RATE_MIN = 150.0
 P99_TIMES_P50_MAX = 5.0
 HELLO_CPU_MAX_MS = 12.0
+PAUSE_S = 0.05
+PLUS_MS = 12.0
 BARE = ("/usr/bin/python3", "-c", "print(1)")
 
 
@@ -45,8 +47,8 @@ def measure(bench: Bench) -> None:
     python = {"language": "python", "source": "print(1)"}
     with running_service(bench.scratch) as rig:
         asyncio.run(_drive(_Wire(rig, hello), CLIENTS, 1.0))  # warm, and the pool has grown
-        _one_client(bench, rig, hello, "hello without libc (9 KB)", seconds)
-        _one_client(bench, rig, python, "Python print", seconds)
+        _one_client(bench, rig, hello, "hello without libc (9 KB)", seconds, None)
+        _one_client(bench, rig, python, "Python print", seconds, BARE)
         rate = _all_clients(bench, rig, hello, "hello without libc (9 KB)", seconds, None)
         _half(bench, rig, hello, rate / 2, seconds)
         _all_clients(bench, rig, python, "Python print", seconds, _bare_rate(seconds / 2))
@@ -96,11 +98,29 @@ async def _drive(wire: _Wire, clients: int, seconds: float, pause_s: float = 0.0
     return samples
 
 
-def _one_client(bench: Bench, rig: ServiceRig, job: Mapping[str, Any], what: str, seconds: float) -> None:
-    samples = asyncio.run(_drive(_Wire(rig, job), 1, seconds))
-    spaced = asyncio.run(_drive(_Wire(rig, job), 1, seconds, pause_s=0.05))
-    bench.add(f"{what}, one client, one job after the other", "ms", samples)
-    bench.add(f"{what}, one client, a job every 50 ms", "ms", spaced)
+def _one_client(
+    bench: Bench, rig: ServiceRig, job: Mapping[str, Any], what: str, seconds: float, bare: tuple[str, ...] | None
+) -> None:
+    """One job after the other, and with rests between, which `bare` has too."""
+    wire = _Wire(rig, job)
+    bench.add(f"{what}, one client, one job after the other", "ms", asyncio.run(_drive(wire, 1, seconds)))
+    spaced = asyncio.run(_drive(wire, 1, seconds, pause_s=PAUSE_S))
+    if bare is None:
+        bench.add(f"{what}, one client, a job every {PAUSE_S * 1000:g} ms", "ms", spaced)
+        return
+    theirs = []
+    for _ in spaced:
+        time.sleep(PAUSE_S / 2)
+        theirs.append(run_once(bare).wall_ms)
+    more_ms = summarize(spaced).median - summarize(theirs).median
+    bench.add(
+        f"{what}, one client, a job every {PAUSE_S * 1000:g} ms",
+        "ms",
+        spaced,
+        peer=f"bare {' '.join(map(os.path.basename, bare[:2]))}",
+        theirs=theirs,
+        bound=Bound(what=f"at most bare + {PLUS_MS:g} ms", value=more_ms, limit=PLUS_MS),
+    )
 
 
 def _all_clients(
