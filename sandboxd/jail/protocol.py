@@ -29,6 +29,7 @@ import msgspec
 
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import ProtocolError
+from sandboxd.jail import syscalls
 from sandboxd.result import StageOutcome
 from sandboxd.spec import KIB, MIB, InputSizes, StageSpec, Struct
 
@@ -163,7 +164,7 @@ class Frames:
         if descriptors is None:
             data = sock.recv(CHUNK_BYTES)
         else:
-            data, fds, _flags, _address = socket.recv_fds(sock, CHUNK_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds = syscalls.receive(sock, CHUNK_BYTES, 1)
             descriptors += fds
         return self.feed(data) if data else None
 

@@ -9,6 +9,7 @@ import socket
 import struct
 
 from sandboxd.errors import ProtocolError
+from sandboxd.jail import syscalls
 from sandboxd.spec import Struct
 
 _REPORT = struct.Struct("=3Ii2I4Q")
@@ -66,7 +67,7 @@ class ReportReader:
     def read(self, control: socket.socket) -> Report | None:
         """The next report; None at end of file. Raises BlockingIOError when there is none yet, ProtocolError out of
         order."""
-        data, fds, _flags, _address = socket.recv_fds(control, _REPORT.size + 1, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds = syscalls.receive(control, _REPORT.size + 1, 1)
         if not data:
             return None
         if len(data) != _REPORT.size:

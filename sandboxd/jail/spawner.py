@@ -22,13 +22,14 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Spawner:
-    """Started when first needed, and again should it have died."""
+    """Started with the launcher, and again should it have died."""
 
     def __init__(self, init_path: str, null_fd: int) -> None:
         self._init_path = init_path
         self._null_fd = null_fd
         self._socket: socket.socket | None = None
         self._pid = 0
+        self._start()
 
     def spawn(self, descriptors: Sequence[int]) -> None:
         """Asks for a sandbox with these (`enum spawn_part`). What comes of it is reported on its control socket, which

@@ -5,10 +5,12 @@ Every failure is an OSError with the call and its subject. Prototypes are set on
 
 from __future__ import annotations
 
+import array
 import ctypes
 import errno
 import fcntl
 import os
+import socket
 from collections.abc import Iterable, Mapping
 
 from sandboxd.jail import abi
@@ -138,3 +140,15 @@ def seal(memfd: int) -> None:
     """Nothing of it can be changed any more (fcntl(2), F_ADD_SEALS)."""
     seals = abi.F_SEAL_SEAL | abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
     fcntl.fcntl(memfd, abi.F_ADD_SEALS, seals)
+
+
+def receive(sock: socket.socket, size: int, descriptors_max: int) -> tuple[bytes, list[int]]:
+    """recvmsg(2) with descriptors that close themselves on exec. (`socket.recv_fds` passes its flags to nobody: what it
+    returns is inherited by every process that is started.)"""
+    numbers = array.array("i")
+    space = socket.CMSG_LEN(descriptors_max * numbers.itemsize)
+    data, ancillary, _flags, _address = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+    return data, list(numbers)

@@ -196,6 +196,27 @@ def test_two_sandboxes_have_different_ids(launcher: LauncherUnderTest) -> None:
         assert {owner - slots.FIRST_ID // slots.IDS for owner in owners} <= set(launcher.slots())
 
 
+def test_what_a_launcher_holds_is_inherited_by_no_sandbox(launcher: LauncherUnderTest) -> None:
+    """Descriptors of others, received over sockets or opened: seen from the host in each PID 1 and in the spawner."""
+    source = "print('up', flush=True)\ninput()"
+    with launcher.live_python(source) as one, launcher.live_python(source) as other:
+        one.await_output(b"up")
+        other.await_output(b"up")
+        children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text().split()
+        for pid in {int(child) for child in children} - waiting_pids(launcher):
+            held = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+            others = {link for link in held if link.split(":")[0] not in ("socket", "/dev/null")}
+            assert others <= {"anon_inode:[signalfd]"}, f"{Path(f'/proc/{pid}/comm').read_text()} {held}"
+
+
+def waiting_pids(launcher: LauncherUnderTest) -> set[int]:
+    """Of prepared sandboxes, whose processes may be in the middle of something."""
+    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text().split()
+    ours = set(launcher.sandbox_pids())
+    spawned = {int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "sandboxd-spawn\n"}
+    return {int(pid) for pid in children} - ours - spawned
+
+
 def test_a_second_launcher_of_an_instance_is_refused(launcher: LauncherUnderTest) -> None:
     command = [sys.executable, "-I", "-m", "sandboxd", "launcher", "--instance", launcher.instance.name]
     environment = {"SANDBOXD_STATE_ROOT": launcher.instance.state_root, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -251,4 +272,7 @@ def test_favor_dynmods_is_a_hierarchy_that_no_path_leads_to_and_is_gone_with_the
         assert Path("/proc/self/mountinfo").read_text() == before
         own.terminate()
         assert own.wait(30 * SCALE) == 0
-    assert "sandboxd-dynmods" not in Path("/proc/self/cgroup").read_text()
+    deadline_s = time.monotonic() + 10 * SCALE  # the kernel takes a hierarchy apart in a thread of its own
+    while "sandboxd-dynmods" in Path("/proc/self/cgroup").read_text():
+        assert time.monotonic() < deadline_s, "the hierarchy is left"
+        time.sleep(0.05)

@@ -378,6 +378,8 @@ int main(void)
     prctl(PR_SET_NAME, "sandboxd-spawn", 0, 0, 0); /* it was executed by a descriptor's number */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         return EXIT_BROKEN;
+    if (syscall(SYS_close_range, FIRST_FD + 1, ~0U, 0) < 0) /* every sandbox would inherit what came along */
+        return EXIT_BROKEN;
     for (;;) {
         int fds[SPAWN_PARTS_MAX];
         char byte, room[CMSG_SPACE(sizeof fds)];
