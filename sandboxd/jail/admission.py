@@ -19,6 +19,7 @@ from sandboxd.jail.sandbox import Owner, Sandbox
 from sandboxd.jail.workshop import Workshop
 from sandboxd.policy.merge import check_ceilings
 from sandboxd.policy.model import Policy
+from sandboxd.result import Ending
 from sandboxd.spec import STDIN_MAX_BYTES, InputSizes, StageSpec
 
 CLIENTS_MAX = 2048
@@ -57,8 +58,11 @@ class Admission:
         self._pool.start()
 
     def close(self) -> None:
-        """Prepares no more, and ends those that wait."""
+        """Prepares no more, and ends every sandbox, whoever's it is."""
+        self._waiting.clear()
         self._pool.close()
+        for sandbox in tuple(self._committed_bytes):
+            sandbox.end(Ending.CANCELLED)
 
     def check(self, stage: StageSpec, sizes: InputSizes) -> None:
         """Holds a stage against this launcher's own policies: the client is not trusted. Raises InputError."""
@@ -84,12 +88,13 @@ class Admission:
         """Takes back what waits, if it does; a running sandbox is its owner's to end."""
         return self._waiting.pop(owner, None) is not None
 
-    async def wait_idle(self, timeout_s: float) -> None:
-        """Until no sandbox is left, at most `timeout_s`."""
+    async def wait_idle(self, timeout_s: float) -> int:
+        """Until no sandbox is left, at most `timeout_s`; returns how many are."""
         if self._committed_bytes:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
+        return len(self._committed_bytes)
 
     def _admit_waiting(self) -> None:
         while self._waiting:

@@ -83,6 +83,8 @@ class Connection:
                 return
             for kind, body in frames:
                 self._on_frame(kind, body)
+                if self._closed:  # while it was answered: what else it sent must start nothing
+                    return
             if len(self._descriptors) > 1:
                 raise ProtocolError("more than one descriptor for a stage")
             self._count_buffered()

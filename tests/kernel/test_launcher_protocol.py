@@ -190,6 +190,15 @@ def test_descriptors_without_a_stage_are_not_gathered(launcher: LauncherUnderTes
     launcher.await_fds(before)
 
 
+def test_a_stage_of_a_client_that_is_gone_already_is_not_begun(launcher: LauncherUnderTest) -> None:
+    """The answer to the first message fails, and the second one is there already."""
+    for _ in range(5):
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.connect(str(launcher.socket))
+            gone.sendall(frame(Kind.CATALOGUE) + encoded(launcher, argv=["sleep", "60"]))
+    launcher.await_nothing_left()
+
+
 def test_one_stage_at_a_time(launcher: LauncherUnderTest, raw: socket.socket) -> None:
     raw.sendall(encoded(launcher) * 2)
     assert closed(raw)
