@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from flask import Request
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # gunicorn has no types
 from werkzeug.exceptions import ClientDisconnected
 
 from sandboxd.api.problems import field_path, invalid, problem
@@ -47,6 +48,10 @@ class BoundedRequest(Request):
         except ClientDisconnected as error:
             # werkzeug's word for every failure of the connection; a client that is too slow still hears the answer.
             raise problem("request-timeout" if isinstance(error.__context__, TimeoutError) else "bad-request") from None
+        except ParseException:  # a chunk that is none
+            raise problem("bad-request") from None
+        if self.content_length is not None and len(body) < self.content_length:
+            raise problem("bad-request", "The body ended before its Content-Length.")
         if len(body) > bound:
             raise problem("body-too-large", f"The body may have at most {bound} bytes.")
         return parse(body)

@@ -136,6 +136,34 @@ def test_a_hostile_request_is_refused_and_the_server_lives_on(
     assert server.get("/v1/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"ZZ\r\n",
+        b"-1\r\n",
+        b"1" * 10_000,
+        b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    ],
+    ids=["no number", "negative", "long number", "many trailers"],
+)
+def test_chunks_that_are_none_are_the_clients_mistake(service: Service, server: httpx.Client, body: bytes) -> None:
+    answer = raw(service, head("Content-Type: application/json", "Transfer-Encoding: chunked") + body)
+    assert answer.startswith(b"HTTP/1.1 400"), answer[:200]
+    assert b"application/problem+json" in answer
+    assert server.get("/v1/health").status_code == 200
+
+
+def test_a_body_that_ends_before_its_length_is_refused_and_nothing_is_queued(service: Service) -> None:
+    before = service.queue.depth()
+    body = b'{"language": "python", "source": "print(1)"}'
+    with socket.create_connection(("127.0.0.1", service.settings.port), timeout=30) as connection:
+        connection.sendall(head("Content-Type: application/json", "Content-Length: 500") + body)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400"), answer[:200]
+    assert service.queue.depth() == before
+
+
 def test_a_client_that_sends_slowly_holds_up_nobody(service: Service, server: httpx.Client) -> None:
     slow = [socket.create_connection(("127.0.0.1", service.settings.port)) for _ in range(50)]
     for connection in slow:
