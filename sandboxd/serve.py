@@ -27,7 +27,7 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd import redis_server
+from sandboxd import redis_server, watchdog
 from sandboxd.config import Settings
 from sandboxd.errors import HostError
 from sandboxd.instance import DEFAULT_INSTANCE, SERVICE_USER, Instance
@@ -74,9 +74,9 @@ def serve(
         supervisor = stack.enter_context(Supervisor(on_death))
         start_children(supervisor, settings, options, token)
         announce(ready_text(settings, options))
-        notify_systemd("READY=1")
+        watchdog.notify("READY=1")
         supervisor.run()
-        notify_systemd("STOPPING=1")
+        watchdog.notify("STOPPING=1")
         log.info("stopping: jobs that run may end, those that wait are kept")
 
 
@@ -155,11 +155,11 @@ def launcher_spec(settings: Settings) -> ChildSpec:
     instance = settings.paths
     command = ["launcher", "--instance", instance.name, "--prepared", str(settings.prepared)]
     command += ["--favor-dynmods"] if settings.favor_dynmods else []
-    return _own_spec(instance, "launcher", tuple(command), None, _RANK_LAUNCHER, 10.0)
+    return _own_spec(instance, "launcher", tuple(command), None, _RANK_LAUNCHER, 10.0, watched=True)
 
 
 def worker_spec(instance: Instance, index: int) -> ChildSpec:
-    return _own_spec(instance, f"worker-{index}", ("worker",), SERVICE_USER, _RANK_FRONT, 20.0)
+    return _own_spec(instance, f"worker-{index}", ("worker",), SERVICE_USER, _RANK_FRONT, 20.0, watched=True)
 
 
 def api_spec(settings: Settings) -> ChildSpec:
@@ -168,7 +168,14 @@ def api_spec(settings: Settings) -> ChildSpec:
 
 
 def _own_spec(
-    instance: Instance, name: str, arguments: tuple[str, ...], user: str | None, stop_rank: int, stop_s: float
+    instance: Instance,
+    name: str,
+    arguments: tuple[str, ...],
+    user: str | None,
+    stop_rank: int,
+    stop_s: float,
+    *,
+    watched: bool = False,
 ) -> ChildSpec:
     """A child that is this same program. -I: neither working directory nor PYTHON* variables bring other code in."""
     environment = {
@@ -183,6 +190,7 @@ def _own_spec(
         user=user,
         stop_rank=stop_rank,
         stop_s=stop_s,
+        watched=watched,
     )
 
 
@@ -235,12 +243,3 @@ def ready_text(settings: Settings, options: ServeOptions) -> str:
             "Ctrl-C stops it.",
         )
     )
-
-
-def notify_systemd(state: str) -> None:
-    """Tell systemd (Type=notify) how the service stands: sd_notify(3). Does nothing elsewhere."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-        sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)

@@ -21,6 +21,7 @@ from types import FrameType
 
 import structlog
 
+from sandboxd import watchdog
 from sandboxd.errors import HostError
 from sandboxd.spec import Struct
 
@@ -36,7 +37,7 @@ STEADY_S = 30.0
 
 
 class ChildSpec(Struct, frozen=True, kw_only=True):
-    """A process to keep alive. `user` None: it stays root.
+    """A process to keep alive. `user` None: it stays root. `watched`: it gives signs of life, and is killed without.
 
     Children of the highest `stop_rank` are stopped first, those of one rank together. `stop_s`: how long that may take.
     """
@@ -47,6 +48,7 @@ class ChildSpec(Struct, frozen=True, kw_only=True):
     user: str | None
     stop_rank: int
     stop_s: float
+    watched: bool = False
 
 
 class Stopped(Exception):
@@ -81,6 +83,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._started_s = 0.0
+        self.sign_of_life_s: float | None = None
+        """When the last one came; None before the first."""
 
     @property
     def pid(self) -> int | None:
@@ -92,17 +96,18 @@ class Child:
         """Readable when the process ended; -1 while there is none."""
         return self._pidfd
 
-    def start(self) -> None:
+    def start(self, notify_address: str = "") -> None:
+        watched = {"NOTIFY_SOCKET": notify_address} if self.spec.watched else {}
         self._process = subprocess.Popen(
             [*privilege_prefix(self.spec.user), *self.spec.command],
-            env=self.spec.environment,
+            env={**self.spec.environment, **watched},
             cwd="/",
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
         self._pidfd = os.pidfd_open(self._process.pid)
         self._started_s = time.monotonic()
-        self.retry_at_s = None
+        self.retry_at_s = self.sign_of_life_s = None
         log.debug("started", child=self.spec.name, pid=self._process.pid)
 
     def reap(self) -> str | None:
@@ -147,6 +152,7 @@ class Supervisor:
         self._old_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Supervisor:
+        self._signs = watchdog.Listener()
         self._wake_r, self._wake_w = socket.socketpair()
         for end in (self._wake_r, self._wake_w):
             end.setblocking(False)
@@ -164,6 +170,7 @@ class Supervisor:
                 signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
             self._wake_r.close()
             self._wake_w.close()
+            self._signs.close()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stop_requests += 1
@@ -172,7 +179,7 @@ class Supervisor:
         """Start a child. It is started anew when it dies, once `run` is reached."""
         child = Child(spec)
         self.children.append(child)
-        child.start()
+        child.start(self._signs.address)
         return child
 
     def wait_until(self, ready: Callable[[], bool], child: Child, timeout_s: float) -> str | None:
@@ -191,10 +198,21 @@ class Supervisor:
     def run(self) -> None:
         """Keep the children alive until a stop signal comes."""
         while not self._stop_requests:
-            waiting = [child.retry_at_s for child in self.children if child.retry_at_s is not None]
-            self._wait(max(0.0, min(waiting) - time.monotonic()) if waiting else None, self.children)
+            due_s = [child.retry_at_s for child in self.children if child.retry_at_s is not None]
+            signs_s = [child.sign_of_life_s for child in self.children if child.sign_of_life_s is not None]
+            due_s += [last_s + watchdog.SILENT_MAX_S for last_s in signs_s]
+            self._wait(max(0.0, min(due_s) - time.monotonic()) if due_s else None, self.children)
             for child in self.children:
                 self._tend(child)
+                self._end_silent(child)
+
+    def _end_silent(self, child: Child) -> None:
+        """One that hangs would keep its work, and nobody would notice; killed, it is started anew."""
+        last_s = child.sign_of_life_s
+        if last_s is not None and time.monotonic() - last_s > watchdog.SILENT_MAX_S:
+            log.error("a child hangs and is killed", child=child.spec.name, pid=child.pid)
+            child.sign_of_life_s = None
+            child.send(signal.SIGKILL)
 
     def _tend(self, child: Child) -> None:
         pid = child.pid
@@ -204,7 +222,7 @@ class Supervisor:
             if self._on_death is not None:
                 self._on_death(child.spec.name, pid)
         if child.retry_at_s is not None and time.monotonic() >= child.retry_at_s and not self._stop_requests:
-            child.start()
+            child.start(self._signs.address)
 
     def stop(self) -> None:
         """End every child, in the order of `stop_rank`.
@@ -235,15 +253,20 @@ class Supervisor:
                 log.error("children did not end", children=[child.spec.name for child in alive])
 
     def _wait(self, timeout_s: float | None, children: Sequence[Child]) -> None:
-        """Sleep until a child ends, a signal comes or the time is over."""
+        """Sleep until a child ends or gives a sign of life, a signal comes or the time is over."""
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
+        poll.register(self._signs.socket, select.POLLIN)
         for child in children:
             if child.pidfd >= 0:
                 poll.register(child.pidfd, select.POLLIN)
         poll.poll(None if timeout_s is None else timeout_s * 1000)
         with suppress(BlockingIOError):
             self._wake_r.recv(4096)
+        alive, now_s = self._signs.receive(), time.monotonic()
+        for child in self.children:
+            if child.pid in alive:
+                child.sign_of_life_s = now_s
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

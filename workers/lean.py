@@ -15,6 +15,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
+from sandboxd import watchdog
 from sandboxd.queue import JobQueue
 
 log = structlog.get_logger()
@@ -49,6 +50,7 @@ class LeanWorker(Worker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """RQ gives one before and after each job: one in five seconds is enough, in one round trip."""
+        watchdog.beat()
         if pipeline is not None:
             super().heartbeat(timeout, pipeline=pipeline)
             return
@@ -67,6 +69,7 @@ class LeanWorker(Worker):
     @property
     def should_run_maintenance_tasks(self) -> bool:
         """Asked by RQ's loops before each wait. Here a stop is noticed whose exception got lost (see `_shutdown`)."""
+        watchdog.beat()
         if self._stop_requested:
             raise StopRequested
         return bool(super().should_run_maintenance_tasks)

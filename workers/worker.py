@@ -32,7 +32,7 @@ from rq.job import Job
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from sandboxd import document
+from sandboxd import document, watchdog
 from sandboxd.document import now_rfc3339
 from sandboxd.errors import InternalError, StoreFull, StoreUnavailable
 from sandboxd.execution import Ended, no_result
@@ -209,6 +209,7 @@ class SandboxWorker(LeanWorker):
                 timeout_s = room_timeout_s if isinstance(error, StoreFull) else STORE_TIMEOUT_S
                 if time.monotonic() - begin > timeout_s:
                     raise
+                watchdog.beat()
                 log.warning("the result waits for Redis", job=job.id, result_bytes=len(result), error=str(error))
                 time.sleep(_RETRY_S)
 
@@ -237,6 +238,7 @@ class SandboxWorker(LeanWorker):
 
     def _tick(self, job: Job, execution: Execution) -> None:
         """While a job runs: renew what expires, and look whether its end was asked for, should the command be lost."""
+        watchdog.beat()
         if time.monotonic() < self._next_heartbeat:
             return
         self._next_heartbeat = time.monotonic() + HEARTBEAT_S

@@ -4,6 +4,7 @@ a row."""
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -18,6 +19,8 @@ from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frame
 from sandboxd.result import StageOutcome
 from sandboxd.spec import StageSpec
 
+ANSWER_S = 10.0
+"""What a launcher that lives takes at most, to tell its offer or to end a stage."""
 _RETRY_S = 0.05
 
 
@@ -31,10 +34,12 @@ class LauncherClient:
         self._frames = Frames(protocol.TO_CLIENT)
 
     def catalogue(self) -> Catalogue:
-        """What the launcher offers. Raises LauncherUnavailable, ProtocolError."""
+        """What the launcher offers. Raises LauncherUnavailable, also when it hangs, and ProtocolError."""
         with self._connected() as sock:
+            sock.settimeout(ANSWER_S)
             sock.sendall(frame(Kind.CATALOGUE))
             for kind, body in self._incoming(sock):
+                sock.settimeout(None)
                 if kind is Kind.OFFER:
                     return protocol.decode(body, Catalogue)
                 raise ProtocolError(f"{kind.name} instead of OFFER")
@@ -127,6 +132,7 @@ class _Run:
         self._sinks = {Kind.STDOUT: on_stdout, Kind.STDERR: on_stderr}
         self._on_idle = on_idle
         self._idle_s = idle_s
+        self._killed_s = math.inf
         self._window = STDIN_WINDOW_BYTES
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -147,11 +153,13 @@ class _Run:
     def outcome(self) -> StageOutcome:
         next_idle = time.monotonic() + self._idle_s
         while True:
-            left_s = next_idle - time.monotonic() if self._on_idle is not None else None
-            ready = self._poll.poll(None if left_s is None else max(0, left_s * 1000))
-            if self._on_idle is not None and time.monotonic() >= next_idle:
-                self._on_idle()
+            ready = self._poll.poll(max(0, (next_idle - time.monotonic()) * 1000))
+            if time.monotonic() >= next_idle:
                 next_idle = time.monotonic() + self._idle_s
+                if self._on_idle is not None:
+                    self._on_idle()
+            if time.monotonic() > self._killed_s + ANSWER_S:
+                raise TimeoutError("it was told to end the stage, and does not answer")
             for fd, _events in ready:
                 if fd == self._sock.fileno():
                     outcome = self._receive()
@@ -159,6 +167,7 @@ class _Run:
                         return outcome
                 elif fd == self._cancel_fd:
                     self._poll.unregister(fd)
+                    self._killed_s = time.monotonic()
                     self._sock.sendall(frame(Kind.KILL))
                 else:
                     self._forward_stdin(fd)

@@ -31,6 +31,7 @@ from pathlib import Path
 import structlog
 
 import sandboxd
+from sandboxd import watchdog
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import HostError, InputError
 from sandboxd.instance import RUN_ROOT, SERVICE_USER, Instance
@@ -145,8 +146,11 @@ class Launcher:
         )
 
     async def serve(self) -> None:
-        """Runs until SIGTERM or SIGINT, one that came during `start` included."""
-        await self._stopping.wait()
+        """Runs until SIGTERM or SIGINT, one that came during `start` included; gives signs of life meanwhile."""
+        while not self._stopping.is_set():
+            watchdog.beat()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), watchdog.BEAT_S)
 
     async def close(self) -> None:
         """Ends every sandbox, waits until nothing of them is left, removes the instance's folders."""
@@ -154,7 +158,9 @@ class Launcher:
             connection.close()
         if self._admission is not None:
             self._admission.close()
-            await self._admission.wait_idle(STOP_DEADLINE_S)
+            left = await self._admission.wait_idle(STOP_DEADLINE_S)
+            if left:
+                log.error("sandboxes are left, for the next launcher to sweep", count=left)
         self._stack.close()
 
     def _make_folders(self) -> None:

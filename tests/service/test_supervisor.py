@@ -10,20 +10,36 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jailrig import SCALE
 
+from sandboxd import watchdog
 from sandboxd.instance import SERVICE_USER
 from sandboxd.supervisor import Child, ChildSpec, Stopped, Supervisor, child_environment
 
 SLEEP = ("/bin/sleep", "1000")
 
 
-def spec(name: str, *command: str, user: str | None = None, stop_rank: int = 0, stop_s: float = 10.0) -> ChildSpec:
+def spec(
+    name: str,
+    *command: str,
+    user: str | None = None,
+    stop_rank: int = 0,
+    stop_s: float = 10.0,
+    watched: bool = False,
+) -> ChildSpec:
     return ChildSpec(
-        name=name, command=command, environment=child_environment({}), user=user, stop_rank=stop_rank, stop_s=stop_s
+        name=name,
+        command=command,
+        environment=child_environment({}),
+        user=user,
+        stop_rank=stop_rank,
+        stop_s=stop_s,
+        watched=watched,
     )
 
 
@@ -225,3 +241,48 @@ def test_children_die_with_a_supervisor_that_is_killed() -> None:
     assert all(ended(pidfd) for pidfd in pidfds)
     for pidfd in pidfds:
         os.close(pidfd)
+
+
+BEATS = """
+import os, signal, sys, time
+from sandboxd import watchdog
+watchdog.BEAT_S = 0.05
+for number in range(int(sys.argv[1])):
+    watchdog.beat()
+    time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def supervised(monkeypatch: pytest.MonkeyPatch, *, watched: bool, for_s: float) -> list[str]:
+    """Names of the children that died while a process gave signs of life for a second and then hung."""
+    monkeypatch.setattr(watchdog, "SILENT_MAX_S", 0.5)
+    deaths: list[str] = []
+    with Supervisor(lambda name, _pid: deaths.append(name)) as supervisor:
+        supervisor.start(spec("hangs", sys.executable, "-I", "-c", BEATS, "10", watched=watched, stop_s=0.2))
+        threading.Timer(for_s, ask_for_the_end).start()
+        supervisor.run()
+    return deaths
+
+
+def test_a_child_that_hangs_is_killed_and_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert supervised(monkeypatch, watched=True, for_s=2.5 * SCALE) == ["hangs"]
+
+
+def test_a_child_that_never_gave_a_sign_of_life_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert supervised(monkeypatch, watched=False, for_s=2.5 * SCALE) == []
+
+
+def test_a_sign_of_life_is_believed_of_its_sender_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control of the credentials: somebody else's signs keep nobody alive."""
+    listener = watchdog.Listener()
+    monkeypatch.setenv("NOTIFY_SOCKET", listener.address)
+    watchdog.notify("WATCHDOG=1")
+    watchdog.notify("READY=1")
+    other = subprocess.run(
+        [sys.executable, "-I", "-c", "import os; from sandboxd import watchdog; watchdog.beat(); print(os.getpid())"],
+        env={"NOTIFY_SOCKET": listener.address}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert listener.receive() == {os.getpid(), int(other.stdout)}
+    assert listener.receive() == set()
+    listener.close()
