@@ -1,4 +1,4 @@
-"""Build hook: compiles the sandbox's PID 1 and the audit's hostile program, both static C, into the wheel."""
+"""Build hook: compiles the sandbox's PID 1 and the audit's hostile programs, all static C, into the wheel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = "sandboxd/jail/init"
 BINARY = "sandboxd/jail/init/sandboxd-init"
-ATTEMPTS = "sandboxd/audit/programs/attempts"
+PROGRAMS = "sandboxd/audit/programs"
 
 # -O2 is what _FORTIFY_SOURCE needs. Static: inside the sandbox's root there may be no libc. PIE and full RELRO: a bug
 # in PID 1 must not find its own code and tables at known, writable addresses.
@@ -38,7 +38,8 @@ class CustomBuildHook(BuildHookInterface[Any]):
         if not sources:
             raise FileNotFoundError(f"{SOURCES} holds no C source: the sandbox has no PID 1")
         self._scratch = tempfile.mkdtemp(prefix="sandboxd-build-")
-        for binary, parts in ((BINARY, sources), (ATTEMPTS, [Path(self.root, f"{ATTEMPTS}.c")])):
+        hostile = sorted(Path(self.root, PROGRAMS).glob("*.c"))
+        for binary, parts in ((BINARY, sources), *((f"{PROGRAMS}/{source.stem}", [source]) for source in hostile)):
             output = Path(self._scratch, Path(binary).name)
             try:
                 subprocess.run(compile_command(parts, output), check=True)

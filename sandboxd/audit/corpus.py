@@ -106,6 +106,11 @@ class Case(Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     table: Table
 
+    @property
+    def is_compiled(self) -> bool:
+        """The program is static C, else Python."""
+        return not self.table.program.endswith(".py")
+
     def alone(self) -> Case:
         """The case without what belongs beside and before it."""
         return msgspec.structs.replace(self, table=msgspec.structs.replace(self.table, beside="", before=""))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ SETTLE_S = 5.0
 LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
 KERNEL_LOG_MAX_LINES = 200
 """Of one run. One memory limit that strikes takes a hundred; the kernel limits their rate."""
+_SAMPLE = 50
 _INIT = "/memfd:sandboxd-init (deleted)"
 _IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
 _SYSCTL = Path("/proc/sys")
@@ -151,6 +154,23 @@ def changes(before: HostState, after: HostState) -> list[str]:
     if growth > LAUNCHER_GROWTH_MAX_BYTES:
         found.append(f"the launcher grew by {growth >> 20} MiB, more than {LAUNCHER_GROWTH_MAX_BYTES >> 20}")
     return found
+
+
+def content_digest(*, dropped: bool = False) -> str:
+    """sha256 over a sample of what the image shows of the host: one file of `_SAMPLE`, chosen by its name, so the same
+    each time. `dropped`: their cached pages are given up first (posix_fadvise(2)), so that the disk is read.
+    """
+    found = hashlib.sha256()
+    for folder, names, files in os.walk("/usr"):
+        names.sort()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if zlib.crc32(os.fsencode(path)) % _SAMPLE == 0 and os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "rb") as file:
+                    if dropped:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    found.update(os.fsencode(path) + hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 def sandbox_cgroups(instance: Instance) -> list[Path]:

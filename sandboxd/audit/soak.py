@@ -65,15 +65,15 @@ def soak(
     chosen = [case for case in cases if not (case.table.slow or case.table.beside or case.table.before)]
     with LauncherTarget(99, state_root, routed=routed, prepared=prepared) as target:
         target.warm_up([*chosen, HONEST])
-        alone = [_cpu_s(target.observe(HONEST, ())) for _ in range(ALONE)]
+        alone = [cpu_s(target.observe(HONEST, ())) for _ in range(ALONE)]
         before, state = host.job_traces(target), host.host_state(target)
         runs = _at_once(target, _order(chosen, jobs), on_job)
         return (
             _hostile(runs),
             *_honest(runs, statistics.median(alone)),
             *_limits(runs),
-            _finding("left behind", host.left_behind(target, before), "nothing"),
-            _finding("changes of the host", "; ".join(host.changes(state, host.host_state(target))), "none"),
+            finding("left behind", host.left_behind(target, before), "nothing"),
+            finding("changes of the host", "; ".join(host.changes(state, host.host_state(target))), "none"),
         )
 
 
@@ -106,34 +106,36 @@ def _hostile(runs: Sequence[_Run]) -> Finding:
         if run.seen.answer == SUCCEEDED or run.seen.verdict in (None, Verdict.INTERNAL_ERROR)
     ]
     number = sum(run.case is not HONEST for run in runs)
-    return _finding(f"{number} hostile jobs", ", ".join(wrong[:5]), "none worked, none failed by our fault")
+    return finding(f"{number} hostile jobs", ", ".join(wrong[:5]), "none worked, none failed by our fault")
 
 
 def _honest(runs: Sequence[_Run], alone_s: float) -> tuple[Finding, Finding]:
     honest = [run.seen for run in runs if run.case is HONEST]
     wrong = [seen for seen in honest if seen.verdict is not Verdict.OK or seen.answer != "held"]
-    ratio = statistics.median(map(_cpu_s, honest)) / alone_s
+    ratio = statistics.median(map(cpu_s, honest)) / alone_s
     text = f"{ratio:.3f} times that of the job alone ({alone_s:.3f} s)"
     return (
-        _finding(f"{len(honest)} honest jobs", f"{len(wrong)} lost their verdict" if wrong else "", "all ok"),
-        _finding("their median CPU time", text if ratio > SLOWER_MAX else "", text),
+        finding(f"{len(honest)} honest jobs", f"{len(wrong)} lost their verdict" if wrong else "", "all ok"),
+        finding("their median CPU time", text if ratio > SLOWER_MAX else "", text),
     )
 
 
 def _limits(runs: Sequence[_Run]) -> tuple[Finding, ...]:
     beyond = sorted(
-        _cpu_s(run.seen) - float(run.case.table.limits["cpu_time_s"]) for run in runs if run.case.id == CPU_BURN
+        cpu_s(run.seen) - float(run.case.table.limits["cpu_time_s"]) for run in runs if run.case.id == CPU_BURN
     )
     if not beyond:
         return ()
     worst_s = beyond[int(0.95 * (len(beyond) - 1))]
     text = f"{1000 * worst_s:.1f} ms, 95th percentile of {len(beyond)}"
-    return (_finding("CPU beyond its limit", text if worst_s > BEYOND_LIMIT_MAX_S else "", text),)
+    return (finding("CPU beyond its limit", text if worst_s > BEYOND_LIMIT_MAX_S else "", text),)
 
 
-def _cpu_s(seen: Observation) -> float:
+def cpu_s(seen: Observation) -> float:
+    """CPU time of what was seen."""
     return seen.facts.cpu_time_ns / NANOSECONDS if seen.facts is not None else 0.0
 
 
-def _finding(what: str, wrong: str, right: str) -> Finding:
+def finding(what: str, wrong: str, right: str) -> Finding:
+    """Held with the evidence `right`, where nothing is `wrong`."""
     return Finding(what=what, state=State.BROKEN if wrong else State.HELD, evidence=wrong or right)

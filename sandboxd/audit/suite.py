@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import sandboxd
-from sandboxd.audit import host, soak
+from sandboxd.audit import host, neighbours, soak
 from sandboxd.audit.corpus import GRAVE, Case, Severity
 from sandboxd.audit.judge import Judged, Observation, State, judge, judge_control, judge_without
 from sandboxd.audit.target import CommandTarget, LauncherTarget, Routed, Target
@@ -26,6 +26,13 @@ ALL_WALLS = "all walls"
 CONTROL = "control"
 DEPTH = "without"
 SOAK = "soak"
+NEIGHBOURS = "neighbours"
+IMAGE = "image"
+_SOURCES = {
+    SOAK: "many jobs at once",
+    NEIGHBOURS: "what runs beside a job",
+    IMAGE: "a write to a shared page of a file, as of CVE-2016-5195 and CVE-2022-0847",
+}
 _AT_ONCE = min(2, os.cpu_count() or 1)
 """Launchers that work at the same time."""
 NO_WALL = "none"
@@ -107,11 +114,13 @@ def audit(
     *,
     quick: bool,
     prepared: bool = False,
+    together: bool = False,
     soak_jobs: int = 0,
     on_run: Callable[[Run, Row | None], None] = lambda _run, _row: None,
     on_job: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Attack our own sandbox. `on_run` is called before and after each run, `on_job` after each job of a soak.
+    """Attack our own sandbox. `on_run` is called before and after each run, `on_job` after each job of a soak and each
+    of `neighbours.STEPS`. `together`: also what no single case shows, noisy neighbours and the image's content.
 
     Raises HostError, LauncherUnavailable.
     """
@@ -119,11 +128,15 @@ def audit(
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
     with _state_root() as state_root, Routed() as routed, ThreadPoolExecutor(_AT_ONCE) as threads:
         auditor = _Auditor(state_root, routed, on_run, prepared=prepared)
+        content = host.content_digest() if together else ""
         # The first one fills the cache of digests and versions for all others.
         done = [auditor.audit(0, groups[0]), *threads.map(auditor.audit, range(1, len(groups)), groups[1:])]
         findings = soak.soak(state_root, routed, cases, soak_jobs, on_job, prepared=prepared) if soak_jobs else ()
+        beside = neighbours.neighbours(state_root, routed, on_job, prepared=prepared) if together else ()
     rows = [row for group in done for row in group.rows]
-    rows += [_soak_row(finding) for finding in findings]
+    rows += [_finding_row(finding, SOAK) for finding in findings]
+    rows += [_finding_row(finding, NEIGHBOURS) for finding in beside]
+    rows += [_finding_row(_image_finding(content), IMAGE)] if together else []
     found = [change for group in done for change in group.changes]
     return _report("sandboxd", quick, done[0].isolation, rows, found, begin, prepared=prepared)
 
@@ -247,12 +260,21 @@ def _row_of(run: Run, judged: Judged) -> Row:
     )
 
 
-def _soak_row(finding: soak.Finding) -> Row:
+def _image_finding(before: str) -> soak.Finding:
+    wrong = [
+        where
+        for where, dropped in (("in the page cache", False), ("on the disk", True))
+        if host.content_digest(dropped=dropped) != before
+    ]
+    return soak.finding("content of the image", f"changed {' and '.join(wrong)}" if wrong else "", "as before")
+
+
+def _finding_row(finding: soak.Finding, topic: str) -> Row:
     return Row(
         case=finding.what,
-        topic=SOAK,
-        severity=Severity.PEER_DENIAL,
-        source="many jobs at once",
+        topic=topic,
+        severity=Severity.ESCAPE if topic == IMAGE else Severity.PEER_DENIAL,
+        source=_SOURCES[topic],
         walls=ALL_WALLS,
         state=finding.state,
         evidence=finding.evidence,

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandboxd.audit.corpus import ATTEMPTS, PROGRAMS, Case
+from sandboxd.audit.corpus import PROGRAMS, Case
 from sandboxd.audit.judge import Observation
 from sandboxd.errors import HostError, InputError, LauncherUnavailable
 from sandboxd.execution import judge
@@ -49,7 +49,7 @@ class Target(Protocol):
 def argv_of(case: Case, args: Sequence[str]) -> tuple[str, ...]:
     """The command of a case's program, which lies in the working directory."""
     program = case.table.program
-    return (f"./{program}", *args) if program == ATTEMPTS else (PYTHON, program, *args)
+    return (f"./{program}", *args) if case.is_compiled else (PYTHON, program, *args)
 
 
 class LauncherTarget:
@@ -163,7 +163,7 @@ class LauncherTarget:
             argv=argv_of(case, args),
             env=case.table.env,
             limits=effective_limits(policy, {}, from_edge(case.table.limits)),
-            files=(InputFile(path=program, content=(PROGRAMS / program).read_bytes(), executable=program == ATTEMPTS),),
+            files=(InputFile(path=program, content=(PROGRAMS / program).read_bytes(), executable=case.is_compiled),),
             stdin=stdin,
         )
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sandboxd.audit import corpus, report, suite
+from sandboxd.audit import corpus, neighbours, report, suite
 from sandboxd.audit.corpus import Case
 from sandboxd.audit.judge import State
 from sandboxd.audit.suite import Report, Row, Run
@@ -66,7 +66,10 @@ def command(
         raise HostError("root", "the audit starts launchers of its own", "run it with sudo")
     ensure_delegated()
     cases = chosen(words)
-    found = _with_progress(cases, quick=quick, prepared=prepared, soak_jobs=soak_jobs, against=against)
+    together = not quick and not words
+    found = _with_progress(
+        cases, quick=quick, prepared=prepared, together=together, soak_jobs=soak_jobs, against=against
+    )
     if page is not None:
         page.write_text(report.markdown(found), encoding="utf-8")
     if as_json:
@@ -87,11 +90,14 @@ def chosen(words: tuple[str, ...]) -> list[Case]:
     return found
 
 
-def _with_progress(cases: list[Case], *, quick: bool, prepared: bool, soak_jobs: int, against: str) -> Report:
+def _with_progress(
+    cases: list[Case], *, quick: bool, prepared: bool, together: bool, soak_jobs: int, against: str
+) -> Report:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         runs = suite.plan(cases, quick=quick) if against == OURS else suite.comparable(cases)
-        task = progress.add_task("attacking", total=len(runs) + (soak_jobs if against == OURS else 0))
+        at_end = soak_jobs + (neighbours.STEPS if together else 0)
+        task = progress.add_task("attacking", total=len(runs) + (at_end if against == OURS else 0))
 
         def on_run(run: Run, row: Row | None) -> None:
             if row is None:
@@ -100,7 +106,7 @@ def _with_progress(cases: list[Case], *, quick: bool, prepared: bool, soak_jobs:
                 progress.advance(task)
 
         def on_job() -> None:
-            progress.update(task, description=f"{suite.SOAK:<65}", advance=1)
+            progress.update(task, description=f"{'many at once':<65}", advance=1)
 
         if against == OURS:
             return suite.audit(cases, quick=quick, prepared=prepared, soak_jobs=soak_jobs, on_run=on_run, on_job=on_job)

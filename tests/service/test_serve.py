@@ -205,6 +205,22 @@ def test_a_child_that_is_killed_is_started_anew_and_the_next_job_runs(service: S
     assert service.print_job(f"after {kind}")["verdict"] == "ok"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(150 * SCALE)
+def test_a_launcher_that_is_frozen_is_killed_and_its_job_runs_again(service: Service) -> None:
+    service.said = ""
+    with service.client() as client:
+        source = "import time; time.sleep(2); print('done')"
+        job = client.post("/jobs", json={"language": "python", "source": source}).json()
+        time.sleep(0.5)
+        os.kill(service.children()["launcher"], signal.SIGSTOP)
+        said = service.await_line(r"a child hangs and is killed.*\n", 60)
+        assert "launcher" in said.group()
+        ended = client.get(f"/jobs/{job['id']}", params={"wait": 60}, timeout=90).json()
+    assert (ended["state"], ended["verdict"]) == ("finished", "ok")
+    assert ended["stages"][-1]["stdout"] == "done\n"
+
+
 def test_an_instance_that_is_served_is_not_served_twice(service: Service) -> None:
     status, message = serve_fails(
         "--instance", service.instance, "--port", str(free_port()), SANDBOXD_STATE_ROOT=str(service.state_root)

@@ -164,8 +164,8 @@ def test_what_a_program_said_cannot_change_the_page() -> None:
         evidence="| \x1b[2J\n| forged | row |",
     )  # fmt: skip
     found = suite.Report(
-        version="1", against="sandboxd", quick=True, date="2026-01-01", kernel="k", machine="m", cpu="c", cgroup="g",
-        isolation={}, rows=(row,), changes=(), seconds=1.0,
+        version="1", against="sandboxd", quick=True, prepared=False, date="2026-01-01", kernel="k", machine="m",
+        cpu="c", cgroup="g", isolation={}, rows=(row,), changes=(), seconds=1.0,
     )  # fmt: skip
     page = report.markdown(found)
     assert "\x1b" not in page

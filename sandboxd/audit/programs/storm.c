@@ -1,0 +1,212 @@
+/* Takes more of everything than a program may: `storm KIND`. Storms go on until they are ended; floods say what stopped them.
+ * The same in C what flood.py does in Python, where the kind of program could matter; and what disturbs those beside it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { BIG = 16 << 20, PAGE = 4096 };
+
+__attribute__((noreturn)) static void stopped_by(const char *what)
+{
+    printf("%s\n", what);
+    exit(0);
+}
+
+__attribute__((noreturn)) static void stopped(void)
+{
+    stopped_by(strerrorname_np(errno));
+}
+
+/* --- storms: they never end by themselves ------------------------------------------------------------------------------ */
+
+static void spin(void) {}
+
+static void sync_all(void) { sync(); }
+
+static void sync_file(void)
+{
+    static int fd = -1;
+    if (fd < 0 && (fd = open("storm", O_WRONLY | O_CREAT, 0600)) < 0)
+        stopped();
+    if (pwrite(fd, "x", 1, 0) != 1 || fsync(fd) < 0)
+        stopped();
+}
+
+static void copy(void)
+{
+    static char *from, *to;
+    if (!from && (!(from = malloc(BIG)) || !(to = malloc(BIG))))
+        stopped();
+    memcpy(to, from, BIG);
+    from[to[0] & 63]++;
+}
+
+static void barrier(void) { syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); }
+
+static void map(void)
+{
+    char *place = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (place == MAP_FAILED)
+        stopped();
+    for (int page = 0; page < 64; page++)
+        place[page * PAGE] = 1;
+    munmap(place, 64 * PAGE);
+}
+
+static void wake(void)
+{
+    static int word;
+    syscall(SYS_futex, &word, FUTEX_WAKE, 1000, NULL, NULL, 0);
+}
+
+static void churn(void)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    if (child > 0)
+        waitpid(child, NULL, 0);
+}
+
+/* --- floods ------------------------------------------------------------------------------------------------------------- */
+
+static void forks(void)
+{
+    for (;;)
+        if (fork() < 0)
+            pause(); /* with its children it keeps all places taken, until the wall limit */
+}
+
+static void zombies(void)
+{
+    for (;;) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(0);
+        if (child < 0)
+            stopped();
+    }
+}
+
+static void *wait_for_ever(void *nothing)
+{
+    pause();
+    return nothing;
+}
+
+static void threads(void)
+{
+    for (;;) {
+        pthread_t thread;
+        int error = pthread_create(&thread, NULL, wait_for_ever, NULL);
+        if (error)
+            stopped_by(strerrorname_np(error));
+    }
+}
+
+static void daemons(void)
+{
+    for (int number = 0; number < 10; number++)
+        if (fork() == 0) {
+            setsid();
+            if (fork() > 0)
+                _exit(0);
+            for (int signal_number = 1; signal_number < NSIG; signal_number++)
+                signal(signal_number, SIG_IGN);
+            for (int fd = 0; fd < 3; fd++)
+                close(fd);
+            for (;;)
+                pause();
+        }
+    while (wait(NULL) > 0)
+        ;
+    stopped_by("daemons");
+}
+
+static void eat(int flags)
+{
+    for (;;) {
+        char *place = mmap(NULL, BIG, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+        if (place == MAP_FAILED)
+            stopped();
+        memset(place, 1, BIG);
+    }
+}
+
+static void child_eats(void)
+{
+    if (fork() == 0)
+        eat(MAP_PRIVATE);
+    wait(NULL);
+    stopped_by("held"); /* it ends well, and its child did not */
+}
+
+static void output(int fd)
+{
+    static char page[PAGE];
+    memset(page, 'x', sizeof page);
+    while (write(fd, page, sizeof page) > 0)
+        ;
+    stopped();
+}
+
+static void names(void)
+{
+    char name[32];
+    for (long number = 0;; number++) {
+        snprintf(name, sizeof name, "name-%ld", number);
+        int fd = open(name, O_WRONLY | O_CREAT, 0600);
+        if (fd < 0)
+            stopped();
+        close(fd);
+    }
+}
+
+static void disk(void)
+{
+    static char page[PAGE];
+    int fd = open("disk", O_WRONLY | O_CREAT, 0600);
+    while (write(fd, page, sizeof page) > 0)
+        ;
+    stopped();
+}
+
+int main(int argc, char **argv)
+{
+    static const struct { const char *name; void (*turn)(void); } storms[] = {
+        {"spin", spin}, {"sync", sync_all}, {"fsync", sync_file}, {"memcpy", copy}, {"membarrier", barrier},
+        {"mappings", map}, {"futex", wake}, {"churn", churn},
+    };
+    static const struct { const char *name; void (*flood)(void); } floods[] = {
+        {"forks", forks}, {"zombies", zombies}, {"threads", threads}, {"daemons", daemons}, {"child-eats", child_eats},
+        {"names", names}, {"disk", disk},
+    };
+    if (argc != 2)
+        return 2;
+    for (size_t i = 0; i < sizeof storms / sizeof *storms; i++)
+        if (!strcmp(argv[1], storms[i].name))
+            for (;;)
+                storms[i].turn();
+    for (size_t i = 0; i < sizeof floods / sizeof *floods; i++)
+        if (!strcmp(argv[1], floods[i].name))
+            floods[i].flood();
+    if (!strcmp(argv[1], "memory"))
+        eat(MAP_PRIVATE);
+    if (!strcmp(argv[1], "shared-memory"))
+        eat(MAP_SHARED);
+    if (!strcmp(argv[1], "stdout"))
+        output(1);
+    if (!strcmp(argv[1], "stderr"))
+        output(2);
+    return 2;
+}
