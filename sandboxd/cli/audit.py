@@ -109,7 +109,15 @@ def _with_progress(
             progress.update(task, description=f"{'many at once':<65}", advance=1)
 
         if against == OURS:
-            return suite.audit(cases, quick=quick, prepared=prepared, soak_jobs=soak_jobs, on_run=on_run, on_job=on_job)
+            return suite.audit(
+                cases,
+                quick=quick,
+                prepared=prepared,
+                together=together,
+                soak_jobs=soak_jobs,
+                on_run=on_run,
+                on_job=on_job,
+            )
         return suite.compare(against, cases, on_run=on_run)
 
 

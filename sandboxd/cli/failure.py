@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -15,7 +17,7 @@ P = ParamSpec("P")
 
 
 def reported(function: Callable[P, None]) -> Callable[P, None]:
-    """Decorates a command: an exception raised on purpose is told in one line; anything else stays a traceback."""
+    """Decorates a command: what was raised on purpose, or by the system, is told in a line; all else is a traceback."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -24,5 +26,17 @@ def reported(function: Callable[P, None]) -> Callable[P, None]:
         except SandboxdError as error:
             click.echo(f"sandboxd: {error}", err=True)
             raise SystemExit(USAGE_STATUS if isinstance(error, InputError) else OUR_FAULT_STATUS) from None
+        except BrokenPipeError:
+            _discard_output()
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        except OSError as error:  # a full disk behind the standard output, say
+            _discard_output()
+            click.echo(f"sandboxd: {error}", err=True)
+            raise SystemExit(OUR_FAULT_STATUS) from None
 
     return wrapper
+
+
+def _discard_output() -> None:
+    """What is buffered cannot be written either, and would be tried again at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -12,7 +12,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError
 from sandboxd.guess import guess_language
 from sandboxd.policy.units import parse_assignments
-from sandboxd.spec import SOURCE_MAX_BYTES, InputFile, JobRequest
+from sandboxd.spec import BODY_MAX_BYTES, InputFile, JobRequest
 
 COMMAND_SETTINGS = {"allow_interspersed_args": False}
 """What follows FILE belongs to the program."""
@@ -41,6 +41,27 @@ def job_options(function: F) -> F:
     return function
 
 
+def read_file(file: Path) -> bytes:
+    """A program. Raises InputError for one that is no regular file, or too large to be any job's."""
+    if not file.is_file():  # opening a fifo would wait for its writer
+        raise InputError("file", f"{printable(file)} is not a regular file")
+    with file.open("rb") as opened:
+        return read_bounded(opened, "file")
+
+
+def read_bounded(opened: IO[bytes], field: str) -> bytes:
+    """All of it, or InputError: what has no end is not read to it."""
+    content = opened.read(BODY_MAX_BYTES + 1)
+    if len(content) > BODY_MAX_BYTES:
+        raise InputError(field, f"must be at most {BODY_MAX_BYTES} bytes")
+    return content
+
+
+def printable(path: Path) -> str:
+    """A name as it can be printed: its bytes need not be UTF-8."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def make_request(
     catalogue: Catalogue,
     *,
@@ -54,12 +75,7 @@ def make_request(
     env: tuple[str, ...],
 ) -> JobRequest:
     """The request; stdin is streamed. Raises InputError for what the command line got wrong."""
-    if not file.is_file():  # opening a fifo would wait for its writer
-        raise InputError("file", f"{file} is not a regular file")
-    with file.open("rb") as opened:
-        content = opened.read(16 * SOURCE_MAX_BYTES + 1)
-    if len(content) > 16 * SOURCE_MAX_BYTES:
-        raise InputError("file", f"{file} is larger than {16 * SOURCE_MAX_BYTES} bytes")
+    content = read_file(file)
     names = {offered.name: offered.source_name for offered in catalogue.languages}
     chosen = language or guess_language(file.name, content[:4], names)
     variables = {}

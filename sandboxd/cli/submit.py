@@ -8,26 +8,29 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import httpx
 
-from sandboxd.cli.request import COMMAND_SETTINGS
+from sandboxd.cli.failure import reported
+from sandboxd.cli.request import COMMAND_SETTINGS, read_bounded, read_file
 from sandboxd.errors import InputError
 from sandboxd.exit_status import CANCELLED_STATUS, OUR_FAULT_STATUS, USAGE_STATUS, exit_status
 from sandboxd.guess import guess_language
 from sandboxd.instance import Instance
 from sandboxd.policy.units import edge_name, edge_value, parse_assignments
 from sandboxd.result import Verdict
-from sandboxd.spec import BODY_MAX_BYTES, WAIT_MAX_S
+from sandboxd.spec import WAIT_MAX_S
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _ENDED = ("finished", "cancelled", "failed")
 _QUIET = (Verdict.OK, Verdict.RUNTIME_ERROR)
 _MARGIN_S = 15.0
+_QUOTES = 64
+"""A short text is sent as such in any case: it can be read."""
 
 
 @click.command(context_settings=COMMAND_SETTINGS)
@@ -45,6 +48,7 @@ _MARGIN_S = 15.0
 @click.option("--wait", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds to wait for the end.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@reported
 def command(
     file: Path,
     args: tuple[str, ...],
@@ -68,7 +72,7 @@ def command(
     """
     try:
         with _server(url, instance) as server:
-            content = file.read_bytes()
+            content = read_file(file)
             body: dict[str, Any] = {
                 "language": language or _guess(server, file, content),
                 "files": [{"path": file.name, **_encoded(content, "content", "encoding")}],
@@ -77,11 +81,15 @@ def command(
                 "compile_limits": _edge(compile_limits, "compile_limits"),
                 **({"policy": policy} if policy else {}),
                 **({"image": image} if image else {}),
-                **(_encoded(stdin_file.read(), "stdin", "stdin_encoding") if stdin_file else {}),
+                **(_encoded(read_bounded(stdin_file, "stdin"), "stdin", "stdin_encoding") if stdin_file else {}),
             }
             job = _run(server, body, wait)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+    except UnicodeEncodeError:
+        raise click.UsageError("the file's name and the arguments must be UTF-8, a token ASCII") from None
+    except httpx.InvalidURL as error:
+        raise click.UsageError(f"--url: {error}") from None
     except httpx.HTTPError as error:
         _fail(f"no answer from {url}: {error or type(error).__name__} (is `sandboxd serve` running there?)")
     if as_json:
@@ -113,13 +121,13 @@ def _guess(server: httpx.Client, file: Path, content: bytes) -> str:
 
 
 def _encoded(content: bytes, field: str, encoding: str) -> dict[str, str]:
-    """As text where it is UTF-8, else as base64."""
-    if len(content) > BODY_MAX_BYTES:
-        raise InputError(field, f"must be at most {BODY_MAX_BYTES} bytes")
-    try:
-        return {field: content.decode("utf-8"), encoding: "utf8"}
-    except UnicodeDecodeError:
-        return {field: base64.b64encode(content).decode("ascii"), encoding: "base64"}
+    """As text where it is UTF-8 and that is shorter (JSON writes a NUL in six bytes), else as base64."""
+    encoded = base64.b64encode(content).decode("ascii")
+    with suppress(UnicodeDecodeError):
+        text = content.decode("utf-8")
+        if len(json.dumps(text, ensure_ascii=False).encode()) <= len(encoded) + _QUOTES:
+            return {field: text, encoding: "utf8"}
+    return {field: encoded, encoding: "base64"}
 
 
 def _edge(assignments: tuple[str, ...], field: str) -> dict[str, float | int]:

@@ -48,6 +48,8 @@ def policy_folder() -> Path:
     """
     named = os.environ.get("SANDBOXD_POLICIES")
     if named:
+        if not (Path(named) / f"{BASE}.toml").is_file():
+            raise PolicyError("SANDBOXD_POLICIES", f"there is no {BASE}.toml in {named!r}")
         return Path(named)
     # The build puts `policies/` into the package as `_policies`; a checkout has it beside the package.
     installed = Path(str(importlib.resources.files(sandboxd))) / "_policies"

@@ -210,3 +210,17 @@ def test_it_works_below_sudo_which_takes_the_core_limit_away(environment: dict[s
         assert "core 0, 1 needed" in done.stderr
     else:
         assert (done.returncode, done.stdout) == (0, "(0, 0)\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", [("explain",), ("run", "--json")])
+def test_a_full_disk_behind_the_output_is_said_in_a_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    program = tmp_path / "hello.py"
+    program.write_text("print('hello')")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "sandboxd", *command, str(program)],
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60 * SCALE,
+        )  # fmt: skip
+    assert done.returncode == 125
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
