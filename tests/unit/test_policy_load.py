@@ -192,4 +192,7 @@ def test_the_digest_changes_with_a_value_and_with_the_profile_and_with_nothing_e
 
 def test_the_folder_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SANDBOXD_POLICIES", str(tmp_path))
+    with pytest.raises(PolicyError, match=r"base\.toml"):
+        policy_folder()
+    (tmp_path / "base.toml").touch()
     assert policy_folder() == tmp_path
