@@ -300,5 +300,20 @@ def _nsjail(tool: str, folder: Path) -> list[str]:
     return [tool, "-Mo", "--really_quiet", "--user", "65534", "--group", "65534", *mounts, "--cwd", "/box", "--"]
 
 
-COMMANDS = {"bwrap": _bubblewrap, "nsjail": _nsjail}
+_ISOLATE = """
+tool=$0 folder=$1; shift
+"$tool" --init >/dev/null || exit
+"$tool" --silent --processes --dir=box="$folder":rw --run -- "$@"
+status=$?
+"$tool" --cleanup
+exit $status
+"""
+
+
+def _isolate(tool: str, folder: Path) -> list[str]:
+    """As its manual shows it: a box is made, a program is run in it, the box is removed. The job's folder is its /box."""
+    return ["/bin/sh", "-c", _ISOLATE, tool, str(folder)]
+
+
+COMMANDS = {"bwrap": _bubblewrap, "nsjail": _nsjail, "isolate": _isolate}
 """Commands of the sandboxes that can be compared with."""
