@@ -311,7 +311,7 @@ exit $status
 
 
 def _isolate(tool: str, folder: Path) -> list[str]:
-    """As its manual shows it: a box is made, a program is run in it, the box is removed. The job's folder is its /box."""
+    """As its manual shows it: a box is made, a program runs in it, the box is removed. The job's folder is its /box."""
     return ["/bin/sh", "-c", _ISOLATE, tool, str(folder)]
 
 
