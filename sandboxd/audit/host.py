@@ -226,14 +226,16 @@ def waiting_slots(instance: Instance) -> set[int]:
 def open_files(instance: Instance, pid: int) -> int:
     """A launcher's open descriptors, without those of sandboxes that wait for a job, and without the build lists, of
     which one is kept for each slot used once."""
-    count, waiting = 0, waiting_slots(instance)
+    count, listeners, waiting = 0, 0, waiting_slots(instance)
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(entry.path)
+            listeners += target == "anon_inode:seccomp notify"
             in_slot = _IN_SLOT.search(target)
             count += "memfd:sandboxd-build" not in target and not (in_slot and int(in_slot[1]) in waiting)
     hybrid = len(_parents(instance)) > 1  # an eventfd for v1's memory limit
-    return count - len(waiting) * (6 if hybrid else 5)  # control socket, pidfd, write layer, two pipes
+    # Control socket, pidfd, write layer, two pipes; and a filter's listener, where the policy reports what it refuses.
+    return count - len(waiting) * (6 if hybrid else 5) - min(listeners, len(waiting))
 
 
 def _is_slots(uid: int) -> bool:
