@@ -13,7 +13,7 @@ NAMES = (
     "daemons",
     "memory",
     "http",
-    "load",
+    "throughput",
     "inside",
     "density",
     "thousand",
