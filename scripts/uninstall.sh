@@ -13,6 +13,8 @@ done
 rm -rf "$prefix"
 if [ "${2:-}" = --purge ]; then
     rm -rf /var/lib/sandboxd
+    rmdir /run/sandboxd/slots 2>/dev/null || :   # a slot in it is somebody's
+    rm -f /run/sandboxd/.lock; rmdir /run/sandboxd 2>/dev/null || :
 fi
 # Files of the user may stay (/var/lib/sandboxd): a user with files left would hand them to the next one with its number.
 if getent passwd sandboxd >/dev/null && [ ! -e /var/lib/sandboxd ] && [ ! -e /opt/sandboxd ] && [ ! -e /opt/sandboxd-tests ]; then
