@@ -18,8 +18,9 @@ import msgspec
 from sandboxd.audit.corpus import Case, Severity, Table
 from sandboxd.audit.soak import HONEST, SLOWER_MAX, Finding, cpu_s, finding
 from sandboxd.audit.target import LauncherTarget, Routed
+from sandboxd.errors import LauncherUnavailable
 from sandboxd.result import Verdict
-from sandboxd.spec import MIB
+from sandboxd.spec import MIB, NANOSECONDS
 
 QUIET = "spin"
 STORMS = ("sync", "fsync", "memcpy", "membarrier", "mappings", "futex", "churn")
@@ -75,8 +76,17 @@ def _honest_beside(target: LauncherTarget, kind: str) -> list[tuple[Verdict | No
     """Verdict and CPU time of some honest jobs, while `kind` goes on for longer than they take."""
     with target.another_client() as other, ThreadPoolExecutor(1) as thread:
         storm = _storm(kind)
-        thread.submit(other.observe, storm, storm.args)
-        seen = [target.observe(HONEST, ()) for _ in range(HONEST_RUNS)]
+        beside = thread.submit(other.observe, storm, storm.args)
+        seen = [target.observe(HONEST, ())]
+        while not beside.done() and len(seen) < HONEST_RUNS:
+            seen.append(target.observe(HONEST, ()))
+        ended = beside.result()
+    if (
+        ended.verdict is not Verdict.WALL_TIME_EXCEEDED
+        or ended.facts is None
+        or ended.facts.wall_time_ns < STORM_S * NANOSECONDS
+    ):
+        raise LauncherUnavailable(f"the storm of {kind} was none: {ended.reason} {ended.stderr.decode()[-200:]}")
     return [(each.verdict if each.answer == "held" else None, cpu_s(each)) for each in seen]
 
 
