@@ -74,6 +74,8 @@ class LauncherClient:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:
+        if self._sock is not None and _is_over(self._sock):
+            self.close()  # the launcher was started anew meanwhile: nothing was lost with this connection
         if self._sock is None:
             self._sock = self._connect()
             self._frames = Frames(protocol.TO_CLIENT)
@@ -215,3 +217,13 @@ def _send(sock: socket.socket, message: bytes, fd: int | None) -> None:
     if fd is not None:
         message = message[socket.send_fds(sock, [message], [fd]) :]
     sock.sendall(message)
+
+
+def _is_over(sock: socket.socket) -> bool:
+    """Whether the other end has closed an idle connection."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -136,6 +136,19 @@ def test_with_its_launcher_every_process_of_a_sandbox_dies(own_launcher: Launche
     own_launcher.await_nothing_left()
 
 
+def test_a_client_whose_launcher_was_started_anew_between_two_stages_does_not_notice(
+    own_launcher: LauncherUnderTest,
+) -> None:
+    stage = own_launcher.stage(("true",))
+    with own_launcher.client() as client:
+        for _ in range(2):
+            assert client.run(stage, on_stdout=print, on_stderr=print).facts.exit_code == 0
+            own_launcher.kill()
+            own_launcher.start()
+        assert client.catalogue().languages
+    own_launcher.await_nothing_left()
+
+
 def test_a_launcher_told_to_stop_ends_its_jobs(own_launcher: LauncherUnderTest) -> None:
     with own_launcher.live_python("print('up', flush=True)\nimport time; time.sleep(1000)", wall_time_s=60) as program:
         program.await_output(b"up")

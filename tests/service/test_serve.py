@@ -217,7 +217,7 @@ def test_a_launcher_that_is_frozen_is_killed_and_its_job_runs_again(service: Ser
         said = service.await_line(r"a child hangs and is killed.*\n", 60)
         assert "launcher" in said.group()
         ended = client.get(f"/jobs/{job['id']}", params={"wait": 60}, timeout=90).json()
-    assert (ended["state"], ended["verdict"]) == ("finished", "ok"), ended["reason"]
+    assert (ended["state"], ended["verdict"]) == ("finished", "ok"), (ended["reason"], service.said)
     assert ended["stages"][-1]["stdout"] == "done\n"
 
 
