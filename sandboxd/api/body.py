@@ -22,6 +22,7 @@ STRUCTURE_MAX = 250_000
 """Strings, brackets and commas in a body. The largest job has about 3,000."""
 _DIGITS_MAX = 40
 _HUGE: int = 10**_DIGITS_MAX
+_EXACT_BELOW = 2**53
 
 # A string is one token, also one that never ends: trying again at each quote inside of it would take quadratic time.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
@@ -71,6 +72,7 @@ def parse(body: bytes) -> dict[str, Any]:
             text,
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
+            parse_float=_number,
             object_pairs_hook=_object,
         )
     except ValueError as error:
@@ -119,6 +121,12 @@ def _bounded_int(digits: str) -> int:
     if len(digits) <= _DIGITS_MAX:
         return int(digits)
     return -_HUGE if digits.startswith("-") else _HUGE
+
+
+def _number(digits: str) -> float | int:
+    """JSON, and JSON Schema, know one kind of number: 64.0 and 6.4e1 are the integer 64, as far as floats are exact."""
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) < _EXACT_BELOW else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

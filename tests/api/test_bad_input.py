@@ -187,6 +187,18 @@ def test_a_number_that_overflows_is_422(api: Any) -> None:
     check_refused(answer, "limits.cpu_time_s", "finite")
 
 
+@pytest.mark.parametrize("number", ["64.0", "6.4e1", "64"])
+def test_an_integer_may_be_written_in_each_way_that_json_knows(api: Any, number: str) -> None:
+    body = f'{{"language": "python", "source": "", "limits": {{"processes": {number}}}}}'
+    assert api.post(body.encode()).status_code == 202
+
+
+@pytest.mark.parametrize("number", ["64.5", "1e300", "9007199254740993.0", "-0.5"])
+def test_a_fraction_or_what_is_no_longer_exact_is_no_integer(api: Any, number: str) -> None:
+    body = f'{{"language": "python", "source": "", "limits": {{"processes": {number}}}}}'
+    check_refused(api.post(body.encode()), "limits.processes", "must be an integer")
+
+
 def test_every_wrong_field_is_named_at_once(api: Any) -> None:
     errors = api.post({"language": 1, "args": [2], "nonsense": 3}).json["errors"]
     assert {each["field"] for each in errors} == {"language", "args[0]", "nonsense"}
