@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from sandboxd.api.schemas import JOB_ID
 
 Verdict = Literal[
     "ok",
@@ -21,6 +23,7 @@ Verdict = Literal[
     "internal_error",
 ]
 Encoding = Literal["utf8", "base64"]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class _Answer(BaseModel):
@@ -81,7 +84,7 @@ class Isolation(_Answer):
 
 
 class Job(_Answer):
-    id: str | None
+    id: Annotated[str, Field(pattern=JOB_ID)]
     state: Literal["queued", "running", "finished", "cancelled", "failed"]
     verdict: Verdict | None = Field(description="null until the job has ended, and when it was cancelled.")
     reason: str | None = Field(description="One sentence that a person understands.")
@@ -89,9 +92,9 @@ class Job(_Answer):
     policy: Digested
     image: Digested
     isolation: Isolation | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
     worker: str | None = Field(description="host:pid")
 
 

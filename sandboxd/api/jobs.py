@@ -8,7 +8,7 @@ import secrets
 import select
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from flask import Response, g, request
@@ -19,7 +19,7 @@ from flask_openapi.types import ResponseDict
 from sandboxd import document
 from sandboxd.api import answers
 from sandboxd.api.problems import CONTENT_TYPE, invalid, problem
-from sandboxd.api.schemas import JobIn, JobPath, NoQuery, WaitQuery, to_job
+from sandboxd.api.schemas import JOB_ID, JobIn, JobPath, NoQuery, WaitQuery, to_job
 from sandboxd.api.services import Services
 from sandboxd.document import Digested, JobResult, now_rfc3339
 from sandboxd.languages import plan_stages
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 _CLIENT_CHECK_S = 1.0
 _ID_BYTES = 16
-_ID = re.compile(r"[0-9a-f]{32}")
+_ID = re.compile(JOB_ID)
 CANCEL_WAIT_S = 5.0
 """How long DELETE waits for the worker to end a running job; it takes milliseconds."""
 
@@ -41,17 +41,48 @@ _PROBLEM = {"content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/
 
 def problems(*statuses: int) -> ResponseDict:
     """The problem answers of a route, for the OpenAPI document."""
-    return {status: dict(_PROBLEM) for status in statuses}
+    return {status: {**_PROBLEM, "headers": _PROBLEM_HEADERS.get(status, {})} for status in statuses}
+
+
+def _header(schema: dict[str, object], description: str) -> dict[str, object]:
+    return {"schema": schema, "description": description, "required": True}
+
+
+_PROBLEM_HEADERS: dict[int, dict[str, object]] = {
+    401: {"WWW-Authenticate": _header({"type": "string", "const": "Bearer"}, "How to say who asks.")},
+    503: {"Retry-After": _header({"type": "integer", "minimum": 1}, "Seconds after which to try again.")},
+}
+# A program that reads the document learns where a job's id goes.
+_TAKEN: dict[str, Any] = {
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Job"}}},
+    "headers": {
+        "Location": _header({"type": "string", "pattern": "^/v1/jobs/[0-9a-f]{32}$"}, "Where the job is looked at.")
+    },
+    "links": {
+        operation: {"operationId": operation, "parameters": {"job_id": "$response.body#/id"}}
+        for operation in ("get_job", "cancel_job")
+    },
+}
+
+
+def operation_id(name: str, path: str, method: str) -> str:
+    """The function's name: a client's generator makes its own out of it."""
+    return name
 
 
 def blueprint(services: Services) -> APIBlueprint:
     """The routes below /v1/jobs."""
     api = APIBlueprint(
-        "jobs", __name__, url_prefix="/v1/jobs", abp_tags=[Tag(name="jobs")], abp_security=[{"bearer": []}, {"key": []}]
+        "jobs",
+        __name__,
+        url_prefix="/v1/jobs",
+        abp_tags=[Tag(name="jobs")],
+        abp_security=[{"bearer": []}, {"key": []}],
+        operation_id_callback=operation_id,
     )
 
     @api.post("", summary="Run a program", responses={
-        200: answers.Job, 202: answers.Job, **problems(400, 401, 403, 413, 415, 422, 503),
+        200: dict(_TAKEN), 202: dict(_TAKEN), **problems(400, 401, 403, 413, 415, 422, 503),
     })  # fmt: skip
     def create_job(query: WaitQuery, body: JobIn) -> Response:
         """202 with the job, 200 when it ended while the request waited."""

@@ -11,7 +11,7 @@ from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 
 from sandboxd.api import answers
-from sandboxd.api.jobs import problems
+from sandboxd.api.jobs import operation_id, problems
 from sandboxd.api.schemas import NoQuery
 from sandboxd.api.services import Services
 from sandboxd.catalogue import Language, PolicyInfo
@@ -22,7 +22,7 @@ from sandboxd.store import ACCEPT_BELOW
 def blueprint(services: Services) -> APIBlueprint:
     """The routes beside /v1/jobs."""
     secured: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}]
-    api = APIBlueprint("system", __name__, url_prefix="/v1")
+    api = APIBlueprint("system", __name__, url_prefix="/v1", operation_id_callback=operation_id)
     offer: list[Tag | dict[str, Any]] = [Tag(name="what is offered")]
     state: list[Tag | dict[str, Any]] = [Tag(name="state")]
 

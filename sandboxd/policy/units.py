@@ -122,6 +122,11 @@ def check_range(name: str, number: int, field: str) -> None:
         raise InputError(field, f"must be at most {edge_value(name, _largest(name)):.20g}")
 
 
+def edge_bounds(name: str) -> tuple[float | int, float | int]:
+    """The least and the largest value of a limit that any policy could allow, in edge units."""
+    return edge_value(name, SMALLEST[name]), edge_value(name, _largest(name))
+
+
 def _largest(name: str) -> int:
     return next((bound for unit, bound in _LARGEST.items() if name.endswith(unit)), _LARGEST_COUNT)
 
