@@ -194,7 +194,7 @@ def test_a_stored_result_is_small_and_rq_keeps_nothing(service: Service) -> None
 def test_a_compiled_program_that_is_too_large_does_not_compile_and_says_why(service: Service) -> None:
     job = service.post({"language": "c", "source": "char a[40 << 20] = {1}; int main() { return a[5]; }"})
     assert (job["state"], job["verdict"]) == ("finished", "compile_error")
-    assert "at most 256 files of together 32 MiB" in job["reason"]
+    assert "at most 256 regular files of together 32 MiB" in job["reason"]
     assert [stage["name"] for stage in job["stages"]] == ["compile"]
 
 
