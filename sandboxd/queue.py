@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from redis.client import Pipeline
 from rq import Queue
 from rq.command import send_command
+from rq.executions import ExecutionRegistry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -84,7 +85,7 @@ class JobQueue:
         return found
 
     def forget(self, pipeline: Pipeline, job_id: str) -> None:
-        """Remove RQ's own record of a job, and the job from the queue."""
+        """Remove RQ's own records of a job, those of lost executions among them, and the job from the queue."""
         pipeline.lrem(self.rq.key, 0, job_id)
         pipeline.lrem(self.rq.intermediate_queue_key, 0, job_id)
-        pipeline.delete(Job.key_for(job_id))
+        pipeline.delete(Job.key_for(job_id), ExecutionRegistry(job_id, pipeline).key)

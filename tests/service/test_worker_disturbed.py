@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import signal
 import subprocess
 import time
@@ -20,6 +21,7 @@ from rq.serializers import JSONSerializer
 from servicerig import Service, command, service_folder
 
 from sandboxd.instance import SERVICE_USER
+from sandboxd.languages import OUTPUT_NAME
 from sandboxd.spec import InputFile, JobRequest
 from sandboxd.store import JobRecord
 from workers.bury import bury, worker_name
@@ -28,6 +30,11 @@ pytestmark = pytest.mark.root
 
 LONG = "import time; print('on', flush=True); time.sleep(60)"
 PRINTS = JobRequest(language="python", files=(InputFile(path="main.py", content=b"print(1)"),))
+PHASES = [
+    ("cpp", '#include <bits/stdc++.h>\n#include <regex>\nint main() { std::regex r("a*"); }', "cc1plus"),
+    ("c", "#include <unistd.h>\nint main(void) { pause(); }", OUTPUT_NAME),
+]
+"""Language, source, and the process by which a phase is known."""
 KILL_MOMENTS = int(os.environ.get("KILL_MOMENTS", "16"))
 SHORT = "import time; time.sleep(1.5); print('done')"
 
@@ -68,6 +75,25 @@ def running(service: Service, source: str = LONG, **more: Any) -> str:
     job_id: str = service.python(source, wait=0, **more)["id"]
     service.await_state(job_id, "running")
     return job_id
+
+
+def rq_records(service: Service) -> dict[str, str]:
+    """All that Redis holds beside what is ours, and its type; what a worker has is named as if it were the only one."""
+    worker = re.compile(rf"{re.escape(worker_name(service.settings, 0)).removesuffix('0')}[0-9]+")
+    keys = [key.decode() for key in service.store.client.scan_iter("*")]
+    ours = tuple(f"{service.settings.prefix}:{kind}" for kind in ("job:", "tokens"))
+    return {
+        worker.sub("WORKER", key): service.store.client.type(key).decode() for key in keys if not key.startswith(ours)
+    }
+
+
+def names(launcher: LauncherUnderTest) -> set[str]:
+    """Of the processes that live in sandboxes now."""
+    found = set()
+    for pid in launcher.sandbox_pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.add(Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
 
 
 def payload_sleeps(launcher: LauncherUnderTest) -> Callable[[], bool]:
@@ -150,19 +176,29 @@ def test_the_job_of_a_killed_worker_is_run_once_more(service: Service, launcher:
     assert (job["state"], job["verdict"], job["stages"][0]["stdout"]) == ("finished", "ok", "done\n")
 
 
-def test_a_job_whose_worker_died_twice_has_failed_with_the_reason(service: Service) -> None:
-    job_id = running(service)
-    for attempt in (1, 2):
-        service.await_state(job_id, "running")
-        victim = service.workers[-1]
-        victim.kill()
-        victim.wait()
-        bury(service.settings, victim.pid)
-        if attempt == 1:
+@pytest.mark.parametrize(("language", "source", "process"), PHASES, ids=["compiles", "runs"])
+def test_a_job_whose_worker_died_twice_has_failed_once_and_with_the_reason(
+    service: Service, launcher: LauncherUnderTest, language: str, source: str, process: str
+) -> None:
+    assert service.python("print(1)")["verdict"] == "ok"
+    records = rq_records(service)
+    with service.store.subscribe_ended() as ended:
+        job_id = service.post({"language": language, "source": source}, wait=0)["id"]
+        for _ in range(2):
+            wait_until(lambda: process in names(launcher), 20 * SCALE)
+            victim = service.workers[-1]
+            victim.kill()
+            victim.wait()
+            launcher.await_nothing_left()
+            bury(service.settings, victim.pid)
             service.start_worker()
-    job = service.get(job_id)
-    assert (job["state"], job["verdict"]) == ("failed", "internal_error")
-    assert "the worker died" in job["reason"]
+        job = service.get(job_id)
+        assert (job["state"], job["verdict"], job["stages"]) == ("failed", "internal_error", [])
+        assert "the worker died" in job["reason"]
+        assert service.python("print(1)")["verdict"] == "ok", "the last worker has nothing of it in hand"
+        told = [message["data"] for message in iter(lambda: ended.get_message(timeout=1), None)]
+    assert told.count(job_id.encode()) == 1
+    assert rq_records(service) == records
 
 
 @pytest.mark.slow
@@ -170,7 +206,8 @@ def test_a_job_whose_worker_died_twice_has_failed_with_the_reason(service: Servi
 def test_a_worker_killed_at_any_moment_of_a_job_costs_no_job(service: Service, launcher: LauncherUnderTest) -> None:
     """Taken from the queue, compiled, run, stored: a compiled hello takes about a tenth of a second."""
     source = '#include <stdio.h>\nint main(void) { puts("done"); }'
-    attempts = set()
+    assert service.python("print(1)")["verdict"] == "ok"
+    attempts, records = set(), rq_records(service)
     for moment in range(KILL_MOMENTS):
         job_id = service.post({"language": "c", "source": source}, wait=0)["id"]
         time.sleep(moment * 0.15 / KILL_MOMENTS)
@@ -186,8 +223,22 @@ def test_a_worker_killed_at_any_moment_of_a_job_costs_no_job(service: Service, l
         assert record is not None
         attempts.add(record.attempt)
         launcher.await_nothing_left()
-        assert service.queue.rq.started_job_registry.count == 0
+        assert rq_records(service) == records, f"killed in moment {moment}"
     assert attempts == {1, 2}, "some were over first, some were run once more"
+
+
+def test_a_job_that_waits_for_its_second_worker_is_cancelled_and_leaves_nothing(service: Service) -> None:
+    assert service.python("print(1)")["verdict"] == "ok"
+    records = rq_records(service)
+    job_id = running(service)
+    victim = service.workers[0]
+    victim.kill()
+    victim.wait()
+    bury(service.settings, victim.pid)
+    assert service.delete(job_id).json["state"] == "cancelled"
+    service.start_worker()
+    assert service.python("print(1)")["verdict"] == "ok"
+    assert rq_records(service) == records
 
 
 def test_a_job_to_be_cancelled_whose_worker_died_is_cancelled(service: Service) -> None:
