@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
+from sandboxd.audit.host import open_files
 from sandboxd.errors import InternalError
+from sandboxd.instance import Instance
 from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.inputs import pack, received
@@ -27,18 +33,35 @@ STAGE_LIMIT_S = 20
 
 
 class FailingWorkshop(Workshop):
-    """The real one; a step of the build list, chosen by the test, is replaced by one that fails."""
+    """The real one; a step of the build list, chosen by the test, is replaced by one that fails with `fault`."""
 
     fail_at: int | None = None
+    fault = ERRNO
     name = f"faults-{os.getpid()}"
 
     def build_list(self, inputs: BuildInputs) -> int:
         if self.fail_at is None:
             return super().build_list(inputs)
         steps = list(plan.build_plan(inputs))
-        steps[self.fail_at] = PlannedStep(steps[self.fail_at].phase, Fail(ERRNO))
-        # Not kept: a list for each failure. The test's process ends soon.
-        return syscalls.sealed_memfd("failing", wire.encode(steps))
+        steps[self.fail_at] = PlannedStep(steps[self.fail_at].phase, Fail(self.fault))
+        # Not kept, and named as those that are: a list for each failure. The test's process ends soon.
+        return syscalls.sealed_memfd("sandboxd-build", wire.encode(steps))
+
+
+@contextlib.contextmanager
+def failing_job_step(number: int, fault: int = ERRNO) -> Iterator[None]:
+    """This step of every job's list fails with `fault`."""
+    encode = wire.encode
+
+    def failing(planned: Sequence[PlannedStep], argv: Sequence[str] = (), env: Iterable[str] = ()) -> list[bytes]:
+        steps = list(planned)
+        if argv:  # else it is the build list of a slot that is used for the first time
+            steps[number] = PlannedStep(steps[number].phase, Fail(fault))
+        return encode(steps, argv, env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "encode", failing)
+        yield
 
 
 class Recorder:
@@ -87,13 +110,18 @@ async def launch_beside_others(admission: Admission, stage: StageSpec) -> Facts:
     return await asyncio.wait_for(recorder.facts, STAGE_LIMIT_S)
 
 
-def in_loop(workshop: Workshop, test: Callable[[Admission], Awaitable[None]], prepared_max: int = 0) -> None:
+def in_loop(workshop: FailingWorkshop, test: Callable[[Admission], Awaitable[None]], prepared_max: int = 0) -> None:
     async def main() -> None:
         await test(Admission(workshop, prepared_max=prepared_max))
 
-    before = children()
-    asyncio.run(main())
+    before, files = children(), open_files(Instance(name=workshop.name), os.getpid())
+    found = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as the launcher does
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGCHLD, found)
     assert {child for child in children() - before if "sandboxd-init" in child} == set(), "processes are left"
+    assert open_files(Instance(name=workshop.name), os.getpid()) <= files, "descriptors are left"
 
 
 def a_stage(workshop: Workshop) -> StageSpec:

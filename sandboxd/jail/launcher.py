@@ -80,6 +80,9 @@ class Launcher:
         self._buffered = Buffered()
         self._stack = contextlib.ExitStack()
         self._stopping = asyncio.Event()
+        # Nobody asks for a child's status: the kernel reaps them all (sigaction(2)), also one whose maker died before
+        # it could tell of it.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         # From here on, so that being told to stop while it starts still cleans up.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)

@@ -10,7 +10,7 @@ States, in this order::
     GONE      no process, cgroup, slot or descriptor is left
 
 Everything happens in callbacks of the launcher's one event loop; nothing here blocks. *Dead* means that init reported
-itself alone, or that PID 1 was reaped: the kernel reaps a pid namespace's processes before its PID 1
+itself alone, or that PID 1 ended: the kernel reaps a pid namespace's processes before its PID 1 does
 (pid_namespaces(7)).
 """
 
@@ -261,7 +261,6 @@ class Sandbox:
     def _on_outer_ended(self) -> None:
         """Right after PID 1's birth, or without it. It is not in the leaf: nothing but its end is waited for."""
         self._loop.remove_reader(self._outer_fd)
-        os.waitid(os.P_PIDFD, self._outer_fd, os.WEXITED)
         os.close(self._outer_fd)
         self._outer_fd = -1
         if self.state is State.OVER and self._pidfd < 0:
@@ -311,12 +310,13 @@ class Sandbox:
             self._plan_cpu_check(0)
 
     def _on_ended(self, report: Report) -> None:
-        """Before its program was started it can only be killed, as by a memory limit that its files do not fit into."""
+        """What ended our process before its program began is no deed of the program's. A memory limit that the job's
+        files do not fit into may be the reason: the verdict looks at that first."""
         self._ended = report
         self._end_ns = report.end_ns
         if self.state < State.RUNNING:
             self._fail(StepError("Build", "the payload's process ended before it had a job", errno.ECHILD))
-        elif self.state is State.RUNNING and self._started is None and os.WIFEXITED(report.status):
+        elif self.state is State.RUNNING and self._started is None:
             self._fail(StepError("Start", "the payload's process ended before its program began", errno.ECHILD))
         elif self.state is State.RUNNING and report.alone:
             self._finish()
@@ -392,8 +392,8 @@ class Sandbox:
             self._kill()
 
     def _kill(self) -> None:
-        """Ends everything inside at once; the outcome follows when PID 1 is reaped. One that is being born is killed as
-        soon as it is known: a child without a pidfd could never be reaped."""
+        """Ends everything inside at once; the outcome follows when PID 1 has ended. One that is being born is killed
+        as soon as it is known: without a pidfd nobody hears of its end."""
         if self.state >= State.OVER:
             return
         if self.state is not State.ENDING:
@@ -432,11 +432,13 @@ class Sandbox:
         self._kill()
 
     def _on_init_died(self) -> None:
-        """PID 1 is a zombie: all of its pid namespace is gone. Reports that it sent before are read first."""
+        """With PID 1 all of its pid namespace is gone. Reports that it sent before are read first."""
         self._loop.remove_reader(self._pidfd)
         if self.state < State.OVER:
             self._on_control()
-        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        if self._started is None:
+            step = "Start" if self.state is State.RUNNING else "Build"
+            self._fail(StepError(step, "PID 1 ended before the program began", errno.ECHILD))
         os.close(self._pidfd)
         self._pidfd = -1
         if self.state < State.OVER:
@@ -506,7 +508,7 @@ class Sandbox:
     # --- teardown
 
     def _tear_down(self) -> None:
-        """Lets PID 1 go (end of file on its control socket); when it is reaped the cgroup and the slot follow."""
+        """Lets PID 1 go (end of file on its control socket); when it has ended the cgroup and the slot follow."""
         self._torn_down = True
         self._close_job()
         if self._streams is not None:

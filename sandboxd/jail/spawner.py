@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ log = structlog.get_logger()
 
 _SOCKET_FD = 3
 _STDIO = range(3)
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+"""By Python, and by the launcher."""
 
 
 class Spawner:
@@ -28,7 +30,7 @@ class Spawner:
         self._init_path = init_path
         self._null_fd = null_fd
         self._socket: socket.socket | None = None
-        self._pid = 0
+        self._pidfd = -1
         self._start()
 
     def spawn(self, descriptors: Sequence[int]) -> None:
@@ -56,23 +58,26 @@ class Spawner:
             actions = [(os.POSIX_SPAWN_DUP2, self._null_fd, fd) for fd in _STDIO]
             actions.append((os.POSIX_SPAWN_DUP2, theirs.fileno(), _SOCKET_FD))
             try:
-                self._pid = os.posix_spawn(
+                pid = os.posix_spawn(
                     self._init_path,
                     ["sandboxd-init"],
                     {},
                     file_actions=actions,
                     setsigmask=[],
-                    setsigdef=_IGNORED_BY_PYTHON,
+                    setsigdef=_IGNORED,
                 )
             except BaseException:
                 ours.close()
                 raise
         self._socket = ours
+        # Not by its number: that is free for others as soon as it ends, for nobody reaps it but the kernel.
+        self._pidfd = os.pidfd_open(pid)
 
     def kill(self) -> None:
         """It does not do what it was asked for: with it ends all that it has not begun."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self.close()
 
     def close(self) -> None:
@@ -80,7 +85,9 @@ class Spawner:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._pid:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-            self._pid = 0
+        if self._pidfd >= 0:
+            ended = select.poll()
+            ended.register(self._pidfd, select.POLLIN)
+            ended.poll()
+            os.close(self._pidfd)
+            self._pidfd = -1

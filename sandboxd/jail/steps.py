@@ -486,7 +486,7 @@ class Exec(Step, frozen=True):
 
 
 class Fail(Step, frozen=True):
-    """Fault injection: this step fails with `errno`."""
+    """Fault injection: this step fails with `errno`; with 0 its process dies here, without a word."""
 
     errno: int
 

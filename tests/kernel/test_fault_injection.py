@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 import msgspec
 import pytest
-from faultrig import ERRNO, STAGE_LIMIT_S, FailingWorkshop, a_stage, in_loop, launch, launch_beside_others
+from faultrig import (
+    ERRNO,
+    STAGE_LIMIT_S,
+    FailingWorkshop,
+    a_stage,
+    failing_job_step,
+    in_loop,
+    launch,
+    launch_beside_others,
+)
 
 from sandboxd.audit.host import waiting_slots
 from sandboxd.instance import Instance
 from sandboxd.jail import plan, wire
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.pool import RETRY_S
-from sandboxd.jail.steps import Fail
-from sandboxd.jail.wire import PlannedStep
 from sandboxd.spec import input_sizes
 
 
@@ -37,30 +43,14 @@ def test_each_step_of_the_build_list_fails_once_and_is_named(workshop: FailingWo
     in_loop(workshop, fail_each)
 
 
-def test_each_step_of_the_job_list_fails_once_and_is_named(
-    workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_step_of_the_job_list_fails_once_and_is_named(workshop: FailingWorkshop) -> None:
     stage = a_stage(workshop)
-    real_plan = plan.job_plan
-    steps = real_plan(stage, input_sizes(stage))
+    steps = plan.job_plan(stage, input_sizes(stage))
     without_exec = [number for number, planned in enumerate(steps) if planned.phase is not wire.Phase.EXEC]
 
     async def fail_each(admission: Admission) -> None:
         for number in without_exec:
-
-            def encode(
-                planned: tuple[PlannedStep, ...],
-                argv: tuple[str, ...] = (),
-                env: Iterable[str] = (),
-                number: int = number,
-            ) -> list[bytes]:
-                if not argv:  # the build list of a slot that is used for the first time
-                    return real_encode(planned)
-                failing = [*planned[:number], PlannedStep(planned[number].phase, Fail(ERRNO)), *planned[number + 1 :]]
-                return real_encode(failing, argv, env)
-
-            with monkeypatch.context() as patch:
-                patch.setattr(wire, "encode", encode)
+            with failing_job_step(number):
                 facts = await launch(admission, stage)
             assert facts.failure is not None, f"step {number}, {steps[number].step.name}, failed unseen"
             assert (facts.failure.step, facts.failure.errno) == (steps[number].step.name, ERRNO)
@@ -70,7 +60,6 @@ def test_each_step_of_the_job_list_fails_once_and_is_named(
         assert (await launch(admission, stage)).exit_code == 0
         await fail_each(admission)
 
-    real_encode = wire.encode
     assert len(without_exec) == 7, "a folder, a file, five limits"
     in_loop(workshop, warmed)
 

@@ -55,6 +55,9 @@ def test_many_in_a_row_leave_nothing(launcher: LauncherUnderTest) -> None:
     launcher.await_nothing_left()
     launcher.await_fds(fds)
     assert mounts() == mounted
+    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text().split()
+    states = [re.findall(r"State:\s+(\w)", Path(f"/proc/{pid}/status").read_text()) for pid in children]
+    assert ["Z"] not in states, "a process was not reaped"
 
 
 def test_a_sandboxs_namespaces_live_and_die_with_it(launcher: LauncherUnderTest) -> None:

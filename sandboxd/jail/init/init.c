@@ -161,7 +161,7 @@ int clone_init(struct sandbox *s, uint64_t flags)
     close(pair[1]);
     s->peer = pair[0];
     s->pid = (pid_t)pid;
-    /* Before anything else can fail: without it the launcher could not reap its child. */
+    /* Before anything else can fail: without it the launcher would not hear of its end. */
     struct report report = {.kind = REPORT_PIDFD};
     return send_report(s->slot[SLOT_CONTROL], &report, s->pidfd);
 }
@@ -366,7 +366,7 @@ static void spawn(const int *fds, size_t count)
     if (pid == 0)
         outer(fds, count);
     struct report report = {.kind = pid < 0 ? REPORT_FAILED : REPORT_OUTER, .phase = PHASE_OUTER, .error = pid < 0 ? errno : 0};
-    send_report(fds[SPAWN_SLOTS + SLOT_CONTROL], &report, pidfd); /* else the launcher sees the end of the file, and reaps by itself */
+    send_report(fds[SPAWN_SLOTS + SLOT_CONTROL], &report, pidfd); /* else the launcher sees the end of the file */
     if (pidfd >= 0)
         close(pidfd);
 }

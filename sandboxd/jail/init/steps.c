@@ -259,6 +259,16 @@ static int leak_root(struct sandbox *s)
     return s->leak < 0 ? -1 : 0;
 }
 
+static int fail(int error)
+{
+    if (!error) {
+        kill(getpid(), SIGKILL);
+        _exit(0); /* PID 1 is deaf to its own signals (pid_namespaces(7)), and a filter may be in place already */
+    }
+    errno = error;
+    return -1;
+}
+
 int execute(struct sandbox *s, const struct image *in, const struct step *st)
 {
     const char *str[4];
@@ -308,7 +318,7 @@ int execute(struct sandbox *s, const struct image *in, const struct step *st)
     case OP_COPY_FILE: return copy_file(fd, str[0], st->arg[0], st->arg[1], st->arg[2]);
     case OP_SIGNALS: return default_signals();
     case OP_LEAK_ROOT: return leak_root(s);
-    case OP_FAIL: errno = (int)st->arg[0]; return -1;
+    case OP_FAIL: return fail((int)st->arg[0]);
     case OP_EXEC: break; /* not here: see payload() */
     }
     errno = ENOSYS;

@@ -81,7 +81,7 @@ enum op {
     OP_CLOSE_RANGE = 40,    /* everything above the standard three and the control socket */
     OP_COPY_FILE = 42,      /* slot, str0 path below the working directory, arg0 mode, arg1 offset, arg2 size */
     OP_EXEC = 43,           /* str0 path */
-    OP_FAIL = 44,           /* arg0 errno: fault injection */
+    OP_FAIL = 44,           /* arg0 errno, 0: die: fault injection */
     OP_SIGNALS = 45,        /* default dispositions, empty mask */
     OP_LEAK_ROOT = 46,      /* a descriptor of the host's root stays open as 3: `--without mount` */
 };
