@@ -17,7 +17,7 @@ from sandboxd.errors import InternalError
 from sandboxd.instance import Instance
 from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.admission import Admission
-from sandboxd.jail.inputs import pack, received
+from sandboxd.jail.inputs import Outbox, received
 from sandboxd.jail.plan import BuildInputs
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.steps import Fail
@@ -68,8 +68,8 @@ class Recorder:
     """Owner of one sandbox; hands it a job and keeps what came of it."""
 
     def __init__(self, stage: StageSpec) -> None:
-        run, contents = pack(stage)
-        self.stage, self.inputs = run.stage, received(run, contents)
+        with contextlib.closing(Outbox()) as outbox, outbox.packed(stage) as (run, contents):
+            self.stage, self.inputs = run.stage, received(run, None if contents is None else os.dup(contents))
         self.facts: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
 
     def on_admitted(self, sandbox: Sandbox) -> None:

@@ -7,7 +7,6 @@ divided by their number: kernel objects, page tables and the launcher's share ar
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import time
@@ -18,7 +17,7 @@ from benchmarks.report import Bound
 from benchmarks.rig import LauncherRig, NotMeasured, running_launcher
 from benchmarks.stats import ratio, summarize
 from sandboxd.jail import protocol
-from sandboxd.jail.inputs import pack
+from sandboxd.jail.inputs import Outbox
 from sandboxd.jail.protocol import Frames, Kind, frame
 from sandboxd.spec import MIB, StageSpec
 
@@ -83,11 +82,10 @@ def _start(rig: LauncherRig, stage: StageSpec, live: contextlib.ExitStack) -> No
     """A sandbox whose program has said that it runs; it dies with its connection."""
     client = live.enter_context(socket.socket(socket.AF_UNIX))
     client.connect(str(rig.instance.launcher_socket))
-    run, contents = pack(stage)
-    if contents is None:
-        raise NotMeasured("the program is empty")
-    socket.send_fds(client, [frame(Kind.RUN, protocol.encode(run))], [contents])
-    os.close(contents)
+    with contextlib.closing(Outbox()) as outbox, outbox.packed(stage) as (run, contents):
+        if contents is None:
+            raise NotMeasured("the program is empty")
+        socket.send_fds(client, [frame(Kind.RUN, protocol.encode(run))], [contents])
     for kind, body in Frames(protocol.TO_CLIENT).receive(client) or ():
         if (kind, body) != (Kind.STDOUT, b"up\n"):
             raise NotMeasured(f"a sandbox answered {kind.name} {bytes(body)[:200]!r}")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, LauncherUnavailable, ProtocolError
-from sandboxd.jail import inputs, protocol
+from sandboxd.jail import protocol
+from sandboxd.jail.inputs import Outbox
 from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
 from sandboxd.result import StageOutcome
 from sandboxd.spec import StageSpec
@@ -32,6 +33,7 @@ class LauncherClient:
         self._timeout_s = connect_timeout_s
         self._sock: socket.socket | None = None
         self._frames = Frames(protocol.TO_CLIENT)
+        self._outbox = Outbox()
 
     def catalogue(self) -> Catalogue:
         """What the launcher offers. Raises LauncherUnavailable, also when it hangs, and ProtocolError."""
@@ -65,9 +67,12 @@ class LauncherClient:
         ProtocolError.
         """
         with self._connected() as sock:
-            return _Run(sock, self._frames, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s).outcome()
+            return _Run(
+                sock, self._frames, self._outbox, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s
+            ).outcome()
 
     def close(self) -> None:
+        self._outbox.close()  # whoever still reads it has nobody who would see what comes of it
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -121,6 +126,7 @@ class _Run:
         self,
         sock: socket.socket,
         frames: Frames,
+        outbox: Outbox,
         stage: StageSpec,
         on_stdout: Callable[[bytes], None],
         on_stderr: Callable[[bytes], None],
@@ -143,12 +149,8 @@ class _Run:
         for fd in (self._stdin_fd, cancel_fd):
             if fd is not None:
                 self._poll.register(fd, select.POLLIN)
-        run, contents = inputs.pack(stage)
-        try:
+        with outbox.packed(stage) as (run, contents):
             _send(sock, frame(Kind.RUN, protocol.encode(run)), contents)
-        finally:
-            if contents is not None:
-                os.close(contents)
         if stage.stdin is None and stdin_fd is None:
             sock.sendall(frame(Kind.STDIN_END))
 

@@ -1,12 +1,15 @@
-"""A stage's files and stdin on their way: one sealed descriptor, which the client fills and nobody can change any more.
+"""A stage's files and stdin on their way: one sealed descriptor, which the client alone can fill and nobody can cut.
 
 The launcher hands it on as it is. Contents never pass through its memory, however big or many the jobs are that wait.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import mmap
 import os
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -15,7 +18,12 @@ from sandboxd.jail import abi, syscalls
 from sandboxd.jail.protocol import INPUT_BYTES, Run
 from sandboxd.spec import InputSizes, StageSpec, input_sizes
 
-_SEALS = abi.F_SEAL_SHRINK | abi.F_SEAL_GROW | abi.F_SEAL_WRITE
+KEPT_BYTES = 1 << 20
+"""More than this is not kept by a client between its stages."""
+_NAME = "sandboxd-inputs"
+_FIXED = abi.F_SEAL_SHRINK | abi.F_SEAL_GROW
+_NOT_WRITABLE = abi.F_SEAL_WRITE | abi.F_SEAL_FUTURE_WRITE
+"""Either will do."""
 
 
 class Inputs:
@@ -38,24 +46,68 @@ class Inputs:
             self.fd = -1
 
 
-def pack(stage: StageSpec) -> tuple[Run, int | None]:
-    """The stage without its contents, and these in a sealed memfd that the caller owns; None where all are empty."""
-    contents = [*(file.content for file in stage.files), stage.stdin or b""]
-    sizes = input_sizes(stage)
-    bare = msgspec.structs.replace(
-        stage,
-        files=tuple(msgspec.structs.replace(file, content=b"") for file in stage.files),
-        stdin=None if stage.stdin is None else b"",
-    )
-    run = Run(stage=bare, sizes=sizes)
-    return run, syscalls.sealed_memfd("sandboxd-inputs", contents) if sizes.total else None
+class Outbox:
+    """The client's side: what its stages bring goes through one memfd, which is filled anew for each. Its pages are
+    there from the second stage on, which costs a quarter of new ones.
+
+    Its size is fixed, and who gets it cannot write: the client fills it through a mapping that is older than the seals
+    (F_SEAL_FUTURE_WRITE, fcntl(2)). Precondition: nobody reads a stage's contents any more when the next is packed.
+    """
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._room: mmap.mmap | None = None
+
+    @contextlib.contextmanager
+    def packed(self, stage: StageSpec) -> Iterator[tuple[Run, int | None]]:
+        """The stage without its contents, and these as a descriptor to be sent; None where all are empty. What is
+        bigger than the memfd that is kept gets one of its own. Raises OSError."""
+        contents = [*(file.content for file in stage.files), stage.stdin or b""]
+        sizes = input_sizes(stage)
+        bare = msgspec.structs.replace(
+            stage,
+            files=tuple(msgspec.structs.replace(file, content=b"") for file in stage.files),
+            stdin=None if stage.stdin is None else b"",
+        )
+        run = Run(stage=bare, sizes=sizes)
+        if sizes.total == 0:
+            yield run, None
+        elif sizes.total <= KEPT_BYTES:
+            self._fill(contents)
+            yield run, self._fd
+        else:
+            fd = syscalls.sealed_memfd(_NAME, contents)
+            try:
+                yield run, fd
+            finally:
+                os.close(fd)
+
+    def _fill(self, contents: Iterable[bytes]) -> None:
+        if self._room is None:
+            self._fd = syscalls.new_memfd(_NAME)
+            os.ftruncate(self._fd, KEPT_BYTES)
+            self._room = mmap.mmap(self._fd, KEPT_BYTES)
+            fcntl.fcntl(self._fd, abi.F_ADD_SEALS, _FIXED | abi.F_SEAL_FUTURE_WRITE | abi.F_SEAL_SEAL)
+        offset = 0
+        for content in contents:
+            self._room[offset : offset + len(content)] = content
+            offset += len(content)
+
+    def close(self) -> None:
+        """Idempotent; it can be used again."""
+        if self._room is not None:
+            self._room.close()
+            self._room = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def received(run: Run, fd: int | None) -> Inputs:
     """What came with a RUN message; takes `fd`, also when it raises.
 
     Raises:
-        ProtocolError: the descriptor is missing, can still be changed, or does not hold what the message says.
+        ProtocolError: the descriptor is missing, can be cut or written to, or does not hold what the message says.
         InputError: more than a stage may have.
     """
     inputs = Inputs(run.sizes, -1 if fd is None else fd)
@@ -82,8 +134,9 @@ def _check(run: Run, inputs: Inputs) -> None:
             seals = fcntl.fcntl(inputs.fd, abi.F_GET_SEALS)
         except OSError:
             seals = 0
-        if seals & _SEALS != _SEALS or os.fstat(inputs.fd).st_size != sizes.total:
-            raise ProtocolError("the descriptor is not sealed, or has another size")
+        sealed = seals & _FIXED == _FIXED and seals & _NOT_WRITABLE
+        if not sealed or os.fstat(inputs.fd).st_size < sizes.total:
+            raise ProtocolError("the descriptor is not sealed, or holds less")
 
 
 def readable(source: int, offset: int, count: int) -> int:

@@ -12,7 +12,7 @@ from jailrig import SCALE, LauncherUnderTest
 from rig import mutated
 
 from sandboxd.jail import protocol
-from sandboxd.jail.inputs import pack
+from sandboxd.jail.inputs import Outbox
 from sandboxd.jail.protocol import HEADER, Kind, frame
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "400"))
@@ -23,8 +23,9 @@ ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "400"))
 def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> None:
     seed = os.urandom(8).hex()
     chance = random.Random(seed)
-    run, contents = pack(launcher.stage(("/usr/bin/true",), files={"a": b"b"}, stdin=b"c"))
-    assert contents is not None
+    outbox = Outbox()
+    with outbox.packed(launcher.stage(("/usr/bin/true",), files={"a": b"b"}, stdin=b"c")) as (run, contents):
+        assert contents is not None
     body = bytes(protocol.encode(run))
     before = launcher.open_fds()
     for number in range(ROUNDS):
@@ -45,7 +46,7 @@ def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> Non
                     pass
         if number % 50 == 0:
             assert launcher.run(("/usr/bin/true",)).verdict == "ok", f"seed {seed}, round {number}"
-    os.close(contents)
+    outbox.close()
     assert launcher.process.poll() is None
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(launcher.socket))
