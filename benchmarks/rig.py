@@ -19,7 +19,10 @@ import msgspec
 
 from sandboxd.audit.host import claimed_slots, waiting_slots
 from sandboxd.instance import Instance
+from sandboxd.jail.cgroup_host import detect
+from sandboxd.jail.cgroups import field, remove_folder
 from sandboxd.jail.client import LauncherClient
+from sandboxd.jail.sweeper import RECORD
 from sandboxd.policy.merge import effective_limits
 from sandboxd.policy.units import from_edge
 from sandboxd.result import StageOutcome
@@ -30,6 +33,7 @@ STOP_S = 60.0
 SETTLE_S = 10.0
 _PREFIX = ("/usr/bin/setpriv", "--pdeathsig=TERM", "--")
 """What is measured ends should this process be killed."""
+_ENTER = 'echo $$ >"$0" && exec "$@"'
 
 
 class NotMeasured(Exception):
@@ -43,8 +47,11 @@ def instance_in(folder: Path, kind: str) -> Instance:
 class LauncherRig:
     """A running launcher and one connection to it, as a worker has one."""
 
-    def __init__(self, instance: Instance, process: subprocess.Popen[bytes], client: LauncherClient) -> None:
+    def __init__(
+        self, instance: Instance, process: subprocess.Popen[bytes], client: LauncherClient, account: Path | None
+    ) -> None:
         self.instance = instance
+        self._account = account
         self.pid = process.pid
         self.client = client
         self.policy = client.catalogue().policy("default")
@@ -89,25 +96,26 @@ class LauncherRig:
 
     def has_leaves(self) -> bool:
         """Whether a sandbox's cgroup is left in any hierarchy."""
-        return any(name.startswith("slot-") for parent in self.cgroup_parents() for name in os.listdir(parent))
-
-    def cgroup_parents(self) -> tuple[Path, ...]:
-        """Folders of this instance's sandboxes, one for each hierarchy; the v2 one comes first."""
-        record = msgspec.json.decode((self.instance.run_dir / "cgroups.json").read_bytes(), type=tuple[str, ...])
-        return tuple(Path(path) for path in record)
+        return any(name.startswith("slot-") for parent in cgroup_parents(self.instance) for name in os.listdir(parent))
 
     def cpu_ms(self) -> float:
-        """CPU time of the launcher and of every process of its that ended, by clock ticks (10 ms): for many runs."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(int(ticks) for ticks in fields[11:15]) * 1000 / os.sysconf("SC_CLK_TCK")
+        """CPU time of the launcher and of all that it started, sandboxes included."""
+        return usage_ns(self._account or cgroup_parents(self.instance)[0]) / 1e6
 
     def sandboxes_cpu_ns(self) -> int:
         """CPU time of every sandbox so far as their common v2 cgroup counts it, setup included: not our accounting."""
-        for line in (self.cgroup_parents()[0] / "cpu.stat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == "usage_usec":
-                return int(value) * 1000
-        raise NotMeasured("cpu.stat has no usage_usec")
+        return usage_ns(cgroup_parents(self.instance)[0])
+
+
+def cgroup_parents(instance: Instance) -> tuple[Path, ...]:
+    """Folders of an instance's sandboxes, one for each hierarchy; the v2 one comes first."""
+    record = msgspec.json.decode((instance.run_dir / RECORD).read_bytes(), type=tuple[str, ...])
+    return tuple(Path(path) for path in record)
+
+
+def usage_ns(cgroup: Path) -> int:
+    """CPU time of all that is or was in a v2 cgroup, and below it."""
+    return field((cgroup / "cpu.stat").read_text(), "usage_usec") * 1000
 
 
 def require_exit(outcome: StageOutcome, status: int = 0) -> None:
@@ -123,18 +131,22 @@ def running_launcher(folder: Path, prepared_max: int = 0) -> Iterator[LauncherRi
     instance = instance_in(folder, "jail")
     log_path = folder / f"{instance.name}.log"
     with _child(
-        ["launcher", "--instance", instance.name, "--prepared", str(prepared_max)], folder, log_path
-    ) as process:
+        instance, ["launcher", "--instance", instance.name, "--prepared", str(prepared_max)], folder, log_path
+    ) as (process, account):
         await_true(lambda: _accepts(instance.launcher_socket), process, log_path)
         with contextlib.closing(LauncherClient(instance.launcher_socket)) as client:
-            yield LauncherRig(instance, process, client)
+            yield LauncherRig(instance, process, client, account)
 
 
 class ServiceRig:
     """A running `sandboxd serve` and one keep-alive connection to its API."""
 
-    def __init__(self, instance: Instance, process: subprocess.Popen[bytes], client: httpx.Client) -> None:
+    def __init__(
+        self, instance: Instance, process: subprocess.Popen[bytes], client: httpx.Client, account: Path | None
+    ) -> None:
         self.instance = instance
+        self.account = account
+        """The v2 cgroup that counts the CPU time of all of it; None where each part has one of its own."""
         self.pid = process.pid
         self.client = client
 
@@ -155,40 +167,65 @@ def running_service(folder: Path, *options: str) -> Iterator[ServiceRig]:
     instance = instance_in(folder, "serve")
     log_path = folder / f"{instance.name}.log"
     port = free_port()
-    with _child(["serve", "--instance", instance.name, "--port", str(port), *options], folder, log_path) as process:
+    arguments = ["serve", "--instance", instance.name, "--port", str(port), *options]
+    with _child(instance, arguments, folder, log_path) as (process, account):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=90, trust_env=False) as client:
             await_true(lambda: _is_ready(client), process, log_path)
             client.headers["Authorization"] = f"Bearer {instance.token_path.read_text().strip()}"
-            yield ServiceRig(instance, process, client)
+            yield ServiceRig(instance, process, client, account)
 
 
 @contextlib.contextmanager
-def _child(arguments: Sequence[str], folder: Path, log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """This installation's `sandboxd ARGUMENTS`, asked to end afterwards; its state is removed with it."""
+def _child(
+    instance: Instance, arguments: Sequence[str], folder: Path, log_path: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Path | None]]:
+    """This installation's `sandboxd ARGUMENTS`, asked to end afterwards, and the cgroup of all of it; its state is
+    removed with it."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SANDBOXD_STATE_ROOT": str(folder)}
-    with log_path.open("wb") as log:
+    with _account(instance) as account, log_path.open("wb") as log:
+        prefix = () if account is None else ("/bin/sh", "-c", _ENTER, str(account / "cgroup.procs"))
         process = subprocess.Popen(
-            [*_PREFIX, sys.executable, "-I", "-m", "sandboxd", *arguments],
+            [*prefix, *_PREFIX, sys.executable, "-I", "-m", "sandboxd", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise NotMeasured(f"did not stop within {STOP_S:g} s: {' '.join(arguments)}") from None
+            yield process, account
         finally:
-            for state in folder.glob("bench-*"):
-                if state.is_dir():
-                    shutil.rmtree(state)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise NotMeasured(f"did not stop within {STOP_S:g} s: {' '.join(arguments)}") from None
+            finally:
+                for state in folder.glob("bench-*"):
+                    if state.is_dir():
+                        shutil.rmtree(state)
+
+
+@contextlib.contextmanager
+def _account(instance: Instance) -> Iterator[Path | None]:
+    """On hybrid hosts a v2 cgroup that only counts: the launcher's children are reaped by the kernel, so nobody's
+    account gets their time. None on others, where a launcher is in its instance's cgroup."""
+    found = detect()
+    if not found.hybrid:
+        yield None
+        return
+    account = found.v2 / instance.name
+    account.mkdir()
+    try:
+        yield account
+    finally:
+        deadline_s = time.monotonic() + SETTLE_S
+        while not remove_folder(account):
+            if time.monotonic() > deadline_s:
+                raise NotMeasured(f"{account} cannot be removed")
+            time.sleep(0.01)
 
 
 def await_true(condition: Callable[[], bool], process: subprocess.Popen[bytes], log_path: Path) -> None:

@@ -20,7 +20,7 @@ from benchmarks import inventory
 from benchmarks.bare import run_once, spawn_silent
 from benchmarks.bench import Bench
 from benchmarks.report import Bound
-from benchmarks.rig import NotMeasured, ServiceRig, running_service
+from benchmarks.rig import NotMeasured, ServiceRig, cgroup_parents, running_service, usage_ns
 from benchmarks.stats import percentile, summarize
 
 TITLE = "jobs a second over HTTP with 16 clients, latency at half of that, and CPU time by process"
@@ -168,16 +168,16 @@ def _half(bench: Bench, rig: ServiceRig, job: Mapping[str, Any], rate: float, se
 
 
 def _cpu_ms(rig: ServiceRig) -> dict[str, float]:
-    """CPU time of the service's processes by role; of the sandboxes what the launcher's ended children used."""
+    """CPU time of the service's processes by role; the rest of what their cgroups count is the sandboxes'."""
     tick_ms = 1000 / os.sysconf("SC_CLK_TCK")
     found: dict[str, float] = defaultdict(float)
     for role, pids in inventory.take(rig.pid, rig.instance.name).resident_kib.items():
         for pid in pids:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             found[role] += (int(fields[11]) + int(fields[12])) * tick_ms
-            if role == "launcher":
-                found["sandboxes"] += (int(fields[13]) + int(fields[14])) * tick_ms
     found.pop("other", None)  # sandboxes that live now, and what serve started to look
+    counted = found.values() if rig.account else [found["launcher"]]
+    found["sandboxes"] = usage_ns(rig.account or cgroup_parents(rig.instance)[0]) / 1e6 - sum(counted)
     return found
 
 
