@@ -289,8 +289,8 @@ class Sandbox:
                 self._on_started(report)
             case ReportKind.ENDED:
                 self._on_ended(report)
-            case ReportKind.NOEXEC if report.error in PROGRAM_EXEC_ERRNOS:
-                self._exec_errno = report.error
+            case ReportKind.NOEXEC:
+                self._on_not_executed(report.error)
             case _:
                 self._fail(self._step_error(report))
 
@@ -308,6 +308,13 @@ class Sandbox:
             left_ns = self._limits.wall_time_ns - (time.monotonic_ns() - report.exec_ns)
             self._after(left_ns / NANOSECONDS, self._on_wall_limit, State.RUNNING)
             self._plan_cpu_check(0)
+
+    def _on_not_executed(self, number: int) -> None:
+        if number in PROGRAM_EXEC_ERRNOS:
+            self._exec_errno = number
+        else:
+            self._started = None
+            self._fail(StepError("Exec", self._stage.argv[0] if self._stage else "", number))
 
     def _on_ended(self, report: Report) -> None:
         """What ended our process before its program began is no deed of the program's. A memory limit that the job's

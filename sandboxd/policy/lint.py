@@ -21,6 +21,7 @@ _INIT = "init"
 """The profile of PID 1 itself; every other one is a payload's."""
 ARRIVAL = (
     "recvmsg",
+    "lseek",
     "mmap",
     "close",
     "mkdir",

@@ -20,7 +20,13 @@ from sandboxd.policy.load import load_policies, policy_folder
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[FailingWorkshop]:
+def policies() -> Path:
+    """The folder that `workshop` takes its policies from."""
+    return policy_folder()
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, policies: Path) -> Iterator[FailingWorkshop]:
     instance = Instance(name=FailingWorkshop.name, state_root=str(tmp_path))
     RUN_ROOT.mkdir(0o755, exist_ok=True)
     instance.run_dir.mkdir(0o755)
@@ -31,9 +37,9 @@ def workshop(tmp_path: Path) -> Iterator[FailingWorkshop]:
     made = FailingWorkshop(
         cgroups=cgroups,
         slots=made_slots,
-        policies=load_policies(policy_folder()),
+        policies=load_policies(policies),
         image=make_host_image(instance.run_dir, instance.cache_dir, []),
-        policy_folder=policy_folder(),
+        policy_folder=policies,
         cache_dir=instance.cache_dir,
         run_dir=instance.run_dir,
         without=frozenset(),
