@@ -294,8 +294,8 @@ def _collide(one: str, other: str) -> bool:
 def _expand(command: tuple[str, ...], source: str, limits: Limits, cpus: int) -> tuple[str, ...]:
     """The command with its placeholders replaced, once: what a file's name contains is not looked at again."""
     values: Mapping[str, str] = {
-        # A name like -fplugin=x.c would be read as an option.
-        "source": f"./{source}" if source.startswith("-") else source,
+        # A name like -fplugin=x.c would be read as an option, and one like @x as a file of options.
+        "source": source if source[0].isalnum() else f"./{source}",
         "output": OUTPUT_NAME,
         "memory_mib": str(limits.memory_bytes // MIB),
         "cpus": str(cpus),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import structlog
 from redis.client import Pipeline
 from rq import Queue
 from rq.command import send_command
@@ -20,6 +21,8 @@ from rq.serializers import JSONSerializer
 
 from sandboxd.spec import JobRequest
 from sandboxd.store import JobRecord, Store, redis_errors
+
+log = structlog.get_logger()
 
 ALLOWED_FUNCTION = "workers.tasks.run_job"
 """The only function a worker runs; everything else found in the queue is refused and logged."""
@@ -89,3 +92,11 @@ class JobQueue:
         pipeline.lrem(self.rq.key, 0, job_id)
         pipeline.lrem(self.rq.intermediate_queue_key, 0, job_id)
         pipeline.delete(Job.key_for(job_id), ExecutionRegistry(job_id, pipeline).key)
+
+    def drop(self, entry: bytes) -> None:
+        """Remove what is in the queue and is not even the id of a job. Raises StoreUnavailable."""
+        log.error("refused: no id of a job", entry=entry[:64])
+        with self.transaction() as pipeline:
+            for key in (self.rq.key, self.rq.intermediate_queue_key):
+                pipeline.lrem(key, 0, entry)  # type: ignore[arg-type]  # bytes are what Redis holds
+            pipeline.execute()

@@ -55,23 +55,16 @@ def serve(
     options: ServeOptions,
     *,
     announce: Callable[[str], None],
-    on_worker_death: Callable[[Settings, int], None],
 ) -> None:
     """Run the service, for which `check_start` found nothing amiss, until a stop signal. `announce` gets the text to
     show when it is ready.
 
-    `on_worker_death(settings, pid)` gives the job of a dead worker back. Raises CannotServe;
-    sandboxd.supervisor.Stopped when a stop signal came before the service was ready.
+    Raises CannotServe; sandboxd.supervisor.Stopped when a stop signal came before the service was ready.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(own_service(settings.paths))
         token = load_or_make_token(settings.paths)
-
-        def on_death(child: str, pid: int) -> None:
-            if child.startswith("worker-"):
-                on_worker_death(settings, pid)
-
-        supervisor = stack.enter_context(Supervisor(on_death))
+        supervisor = stack.enter_context(Supervisor())
         start_children(supervisor, settings, options, token)
         announce(ready_text(settings, options))
         watchdog.notify("READY=1")
@@ -135,7 +128,7 @@ def start_children(supervisor: Supervisor, settings: Settings, options: ServeOpt
     )
     start(launcher_spec(settings), lambda: accepts_connections(instance.launcher_socket))
     for index in range(1, options.workers + 1):
-        supervisor.start(worker_spec(instance, index))
+        supervisor.start(worker_spec(settings, index))
     start(api_spec(settings), lambda: is_ready(settings, token))
 
 
@@ -158,8 +151,11 @@ def launcher_spec(settings: Settings) -> ChildSpec:
     return _own_spec(instance, "launcher", tuple(command), None, _RANK_LAUNCHER, 10.0, watched=True)
 
 
-def worker_spec(instance: Instance, index: int) -> ChildSpec:
-    return _own_spec(instance, f"worker-{index}", ("worker",), SERVICE_USER, _RANK_FRONT, 20.0, watched=True)
+def worker_spec(settings: Settings, index: int) -> ChildSpec:
+    """Started anew under the same name, a worker gives back its dead predecessor's job: root reads nothing of Redis."""
+    name = f"worker-{index}"
+    command = ("worker", "--name", f"{settings.prefix}.{name}".replace(":", "."))
+    return _own_spec(settings.paths, name, command, SERVICE_USER, _RANK_FRONT, 20.0, watched=True)
 
 
 def api_spec(settings: Settings) -> ChildSpec:

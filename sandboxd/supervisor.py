@@ -140,14 +140,10 @@ class Child:
 
 
 class Supervisor:
-    """Owns the children of one service. Used as a context manager: leaving it stops what still runs.
+    """Owns the children of one service. Used as a context manager: leaving it stops what still runs."""
 
-    `on_death(name, pid)` is called for each unexpected death before the child is started anew.
-    """
-
-    def __init__(self, on_death: Callable[[str, int], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.children: list[Child] = []
-        self._on_death = on_death
         self._stop_requests = 0
         self._old_handlers: dict[signal.Signals, object] = {}
 
@@ -219,8 +215,6 @@ class Supervisor:
         if (end := child.reap()) and pid is not None and not self._stop_requests:
             pause_s = child.plan_restart()
             log.warning("a child died and is started anew", child=child.spec.name, pid=pid, end=end, pause_s=pause_s)
-            if self._on_death is not None:
-                self._on_death(child.spec.name, pid)
         if child.retry_at_s is not None and time.monotonic() >= child.retry_at_s and not self._stop_requests:
             child.start(self._signs.address)
 

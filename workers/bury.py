@@ -1,8 +1,8 @@
 """What becomes of the job of a worker that died: it is run once more, and then it has failed.
 
-On one machine the supervisor sees the death and calls `bury` at once. A worker on a machine that is gone is found by
-the others: its
-execution is not renewed any more, and `recover`, which each worker calls every few seconds, takes it up.
+A worker that is started in its place has its name, and buries it first of all. One on a machine that is gone is found
+by the others: its execution is not renewed any more, and `recover`, which each worker calls every few seconds, takes
+it up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sandboxd.config import Settings
 from sandboxd.document import Digested, JobResult, now_rfc3339
 from sandboxd.queue import JobQueue
 from sandboxd.result import Verdict
-from sandboxd.store import ATTEMPTS_MAX, Store, connect, redis_errors
+from sandboxd.store import ATTEMPTS_MAX, Store, redis_errors
 
 log = structlog.get_logger()
 
@@ -33,15 +33,6 @@ STUCK_S = 5.0
 def worker_name(settings: Settings, pid: int) -> str:
     """RQ's name of the worker with that process id on this host."""
     return f"{settings.prefix}.{socket.gethostname()}.{pid}".replace(":", ".")
-
-
-def bury(settings: Settings, pid: int) -> None:
-    """Give back the job of the worker that was process `pid` of this host. Raises StoreUnavailable."""
-    store = Store(connect(settings.redis), settings.prefix, settings.result_ttl_s)
-    try:
-        bury_worker(JobQueue(store), worker_name(settings, pid))
-    finally:
-        store.client.close()
 
 
 def bury_worker(jobs: JobQueue, name: str) -> None:
@@ -108,7 +99,13 @@ def _lost_result(store: Store, job_id: str) -> bytes:
 def _take_back_stuck(jobs: JobQueue, *, after_s: float) -> None:
     """Jobs that a worker took out of the queue and never claimed: it died in between. Back they go."""
     between = jobs.rq.intermediate_queue
-    for job_id in between.get_job_ids():
+    entries: Any = jobs.store.client.lrange(between.key, 0, -1)
+    for entry in entries:
+        try:
+            job_id = entry.decode()
+        except UnicodeDecodeError:
+            jobs.drop(entry)
+            continue
         record = jobs.store.job(job_id)
         if record is None or record.state != "queued":
             between.remove(job_id)

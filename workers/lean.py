@@ -93,6 +93,8 @@ class LeanWorker(Worker):
             self.await_readiness()
             try:
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            except UnicodeDecodeError as error:
+                self._jobs.drop(error.object)
             except Exception as error:
                 job_id = getattr(error, "job_id", None)
                 if job_id is None:

@@ -31,7 +31,7 @@ def run_worker(settings: Settings, *, name: str | None = None) -> None:
     jobs = JobQueue(store)
     name = name or worker_name(settings, os.getpid())
     with redis_errors():
-        # A predecessor of the same name is dead, since its process id is ours: in a container it is always the same.
+        # A predecessor of the same name is dead: it had our process id, or its supervisor started us in its place.
         bury_worker(jobs, name)
         worker = SandboxWorker(jobs, Launcher(settings.paths.launcher_socket), name=name)
         log.info("ready", worker=name, launcher=str(settings.paths.launcher_socket))

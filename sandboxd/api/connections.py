@@ -69,6 +69,8 @@ class Places(NamedTuple):
     """Held by a thread that works. More at a time would only take the interpreter from each other and from the loop."""
     patient: threading.Semaphore
     """Held by a thread that waits for a body which is not there."""
+    stopping: threading.Event
+    """Set once the process was told to stop: nobody is to wait for a job any more."""
 
 
 class ClientSocket(socket.socket):
@@ -170,7 +172,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         self._places = Places(
             active=threading.BoundedSemaphore(ACTIVE_MAX),
             patient=threading.BoundedSemaphore(max(1, self.cfg.threads // 4)),
+            stopping=threading.Event(),
         )
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:  # noqa: ANN401  # gunicorn's
+        """SIGTERM. Requests that wait for a job are answered with the job as it is."""
+        self._places.stopping.set()
+        super().handle_exit(sig, frame)
 
     def init_process(self) -> None:
         """In the new process. The loop lets go of the interpreter at each call of the kernel: with the usual 5 ms until

@@ -156,7 +156,8 @@ def _wait(job_id: str, wait_s: float, services: Services) -> JobRecord:
 
 
 def _wait_woken(record: JobRecord, woken: threading.Event, wait_s: float, services: Services) -> JobRecord:
-    """Look at the job each time its waiter is woken, until it has ended, the time is over, or the client is gone.
+    """Look at the job each time its waiter is woken, until it has ended, the time is over, the client is gone, or this
+    process was told to stop.
 
     When too many wait already it is not waited for: a client that finds its job running asks again.
     """
@@ -164,7 +165,7 @@ def _wait_woken(record: JobRecord, woken: threading.Event, wait_s: float, servic
         return record
     try:
         deadline = time.monotonic() + wait_s
-        while not record.ended and (left_s := deadline - time.monotonic()) > 0 and not _client_is_gone():
+        while not record.ended and (left_s := deadline - time.monotonic()) > 0 and not _is_over():
             with _idle():
                 is_woken = woken.wait(min(left_s, _CLIENT_CHECK_S))
             if is_woken:
@@ -187,11 +188,14 @@ def _idle() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if connection is None else connection.idle()
 
 
-def _client_is_gone() -> bool:
-    """Whether the client closed its side of the connection: nobody would read what is waited for."""
+def _is_over() -> bool:
+    """Whether the server stops, or the client closed its side of the connection: nobody would read what is waited
+    for."""
     connection = _connection()
     if connection is None:
         return False
+    if connection.places.stopping.is_set():
+        return True
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))

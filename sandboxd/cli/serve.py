@@ -8,7 +8,7 @@ import click
 import structlog
 
 from sandboxd import log as logging
-from sandboxd.config import PREPARED_MAX, Settings, load_settings
+from sandboxd.config import PREPARED_MAX, load_settings
 from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import InputError, SandboxdError
 from sandboxd.serve import READY_TIMEOUT_S, ServeOptions, check_start, serve
@@ -56,7 +56,7 @@ def command(
         check_start(settings)
         ensure_delegated()
         options = ServeOptions(workers=workers or len(os.sched_getaffinity(0)), ready_timeout_s=ready_timeout)
-        serve(settings, options, announce=click.echo, on_worker_death=give_back_its_job)
+        serve(settings, options, announce=click.echo)
     except Stopped:
         click.echo("sandboxd: stopped before it was ready", err=True)
         raise SystemExit(0) from None
@@ -66,17 +66,6 @@ def command(
         raise click.UsageError(str(error)) from None
     except SandboxdError as error:
         raise _ended(str(error), os.EX_SOFTWARE) from None
-
-
-def give_back_its_job(settings: Settings, pid: int) -> None:
-    """Put the job of a worker that died back into the queue, or end it when it was its second try."""
-    from workers.bury import bury
-
-    try:
-        bury(settings, pid)
-    except SandboxdError as error:
-        # The workers' own maintenance finds the job later.
-        log.warning("the job of a dead worker could not be given back yet", pid=pid, error=str(error))
 
 
 def _ended(message: str, status: int) -> SystemExit:

@@ -88,7 +88,7 @@ def command(
         raise click.UsageError(str(error)) from None
     except UnicodeEncodeError:
         raise click.UsageError("the file's name and the arguments must be UTF-8, a token ASCII") from None
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise click.UsageError(f"--url: {error}") from None
     except httpx.HTTPError as error:
         _fail(f"no answer from {url}: {error or type(error).__name__} (is `sandboxd serve` running there?)")

@@ -89,7 +89,9 @@ class LauncherClient:
         except OSError as error:
             self.close()
             raise LauncherUnavailable(f"the launcher at {self._path} went away: {error}") from error
-        except InputError:
+        except InputError as error:
+            if isinstance(error, _Unreadable):
+                self.close()
             raise
         except BaseException:
             self.close()  # in the middle of a stage: end of file kills its sandbox
@@ -117,6 +119,10 @@ class LauncherClient:
     def _incoming(self, sock: socket.socket) -> Iterator[tuple[Kind, bytes | bytearray]]:
         while (frames := self._frames.receive(sock)) is not None:
             yield from frames
+
+
+class _Unreadable(InputError):
+    """What was to be sent on cannot be read, in the middle of a stage."""
 
 
 class _Run:
@@ -196,8 +202,12 @@ class _Run:
         return None
 
     def _forward_stdin(self, fd: int) -> None:
-        """Sends one chunk; with the window used up stdin is left alone until the payload took some."""
-        chunk = os.read(fd, min(CHUNK_BYTES, self._window))
+        """Sends one chunk; with the window used up stdin is left alone until the payload took some. Raises InputError
+        when it cannot be read."""
+        try:
+            chunk = os.read(fd, min(CHUNK_BYTES, self._window))
+        except OSError as error:
+            raise _Unreadable("stdin", f"cannot be read: {error.strerror}") from None
         if chunk:
             self._window -= len(chunk)
             self._sock.sendall(frame(Kind.STDIN, chunk))

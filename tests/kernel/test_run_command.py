@@ -141,6 +141,15 @@ def test_a_closed_stdin_is_an_empty_one(environment: dict[str, str], script: Any
     assert (done.returncode, done.stdout, done.stderr) == (0, "''\n", "")
 
 
+def test_a_stdin_that_cannot_be_read_is_the_callers_mistake(
+    environment: dict[str, str], script: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "written").touch()
+    shell = ["/bin/sh", "-c", f'exec "$@" 0>{tmp_path}/written', "sh", *RUN, script("import sys; sys.stdin.read()")]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False, timeout=60 * SCALE)
+    assert (done.returncode, "stdin: cannot be read: Bad file descriptor" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_closed_stdout_takes_the_output_with_it(environment: dict[str, str], script: Any) -> None:
     shell = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *RUN, script("print(1)")]
     done = subprocess.run(

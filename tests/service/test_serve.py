@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -62,9 +64,9 @@ class Service:
         self.last, self.said = self.said[: found.end()], self.said[found.end() :]
         return found
 
-    def children(self) -> dict[str, int]:
-        """Process ids by kind: redis, launcher, worker (the first), api."""
-        found: dict[str, int] = {}
+    def children(self) -> dict[str, list[int]]:
+        """Process ids by kind: redis, launcher, worker, api."""
+        found: dict[str, list[int]] = defaultdict(list)
         for line in self._ps("--ppid", str(self.process.pid), "-o", "pid=,args="):
             pid, _, arguments = line.strip().partition(" ")
             kind = next(
@@ -72,7 +74,7 @@ class Service:
                 for kind in ("redis", "launcher", "worker", "api")
                 if f"sandboxd {kind}" in arguments or kind in arguments.split()[0]
             )
-            found.setdefault(kind, int(pid))
+            found[kind].append(int(pid))
         return found
 
     @staticmethod
@@ -176,7 +178,7 @@ def test_it_runs_a_job(service: Service) -> None:
 
 
 def test_only_supervisor_and_launcher_are_root(service: Service) -> None:
-    users = {kind: user_of(pid) for kind, pid in service.children().items()}
+    users = {kind: user_of(pid) for kind, pids in service.children().items() for pid in pids}
     assert users == {"redis": SERVICE_USER, "launcher": "root", "worker": SERVICE_USER, "api": SERVICE_USER}
 
 
@@ -190,7 +192,7 @@ def test_the_token_is_never_in_redis(service: Service) -> None:
 @pytest.mark.parametrize("kind", ["worker", "api", "launcher", "redis"])
 def test_a_child_that_is_killed_is_started_anew_and_the_next_job_runs(service: Service, kind: str) -> None:
     service.said = ""
-    os.kill(service.children()[kind], signal.SIGKILL)
+    os.kill(service.children()[kind][0], signal.SIGKILL)
     said = service.await_line(r"a child died and is started anew.*\n")
     assert kind in said.group()
     assert "SIGKILL" in said.group()
@@ -213,7 +215,7 @@ def test_a_launcher_that_is_frozen_is_killed_and_its_job_runs_again(service: Ser
         source = "import time; time.sleep(2); print('done')"
         job = client.post("/jobs", json={"language": "python", "source": source}).json()
         time.sleep(0.5)
-        os.kill(service.children()["launcher"], signal.SIGSTOP)
+        os.kill(service.children()["launcher"][0], signal.SIGSTOP)
         said = service.await_line(r"a child hangs and is killed.*\n", 60)
         assert "launcher" in said.group()
         ended = client.get(f"/jobs/{job['id']}", params={"wait": 60}, timeout=90).json()
@@ -283,7 +285,7 @@ def test_jobs_and_token_are_kept_over_a_restart(state_root: Path) -> None:
 
 def test_when_it_is_killed_its_children_die_and_the_next_one_starts(state_root: Path) -> None:
     with own_service(state_root, "killed") as service:
-        pidfds = [os.pidfd_open(pid) for pid in service.children().values()]
+        pidfds = [os.pidfd_open(pid) for pids in service.children().values() for pid in pids]
         service.process.kill()
         service.process.wait()
         for pidfd in pidfds:
@@ -293,6 +295,29 @@ def test_when_it_is_killed_its_children_die_and_the_next_one_starts(state_root: 
         assert service.print_job("again")["verdict"] == "ok"
         assert service.end() == 0
         assert service.leftovers() == []
+
+
+def test_who_waits_for_a_job_is_answered_when_the_service_stops(state_root: Path) -> None:
+    endless = {"language": "python", "source": "import time; time.sleep(30)", "limits": {"wall_time_s": 60}}
+    with own_service(state_root, "waited") as service, service.client() as client:
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(client.post, "/jobs", params={"wait": 60}, json=endless)
+            time.sleep(1.0 * SCALE)
+            assert service.end() == 0
+            assert answer.result().status_code == 202
+        assert answer.result().json()["state"] == "running"
+
+
+def test_the_job_of_a_killed_worker_runs_again_soon(service: Service) -> None:
+    with service.client() as client:
+        source = "import time; time.sleep(2); print('done')"
+        job = client.post("/jobs", json={"language": "python", "source": source}).json()
+        while client.get(f"/jobs/{job['id']}").json()["state"] != "running":
+            time.sleep(0.02)
+        for pid in service.children()["worker"]:
+            os.kill(pid, signal.SIGKILL)
+        ended = client.get(f"/jobs/{job['id']}", params={"wait": 20}, timeout=90).json()
+    assert (ended["state"], ended["verdict"]) == ("finished", "ok"), (ended["reason"], service.said)
 
 
 def test_a_job_that_runs_at_the_end_is_given_back_and_runs_after_the_restart(state_root: Path) -> None:

@@ -57,6 +57,7 @@ def test_what_cannot_be_sent_is_said_in_a_line(
     assert (status, words in said, "Traceback" in said) == (2, True, False), said
 
 
-def test_an_address_that_is_none_is_said_in_a_line(program: str) -> None:
-    status, said = submit("--url", "http://[::1", "--language", "python", program)
+@pytest.mark.parametrize("url", ["http://[::1", "localhost:8080", "localhost", "ftp://localhost", ""])
+def test_an_address_that_is_none_is_said_in_a_line(program: str, url: str) -> None:
+    status, said = submit("--url", url, "--language", "python", program)
     assert (status, "--url" in said, "Traceback" in said) == (2, True, False), said

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 from jailrig import SCALE
+from structlog.testing import capture_logs
 
 from sandboxd import watchdog
 from sandboxd.instance import SERVICE_USER
 from sandboxd.supervisor import Child, ChildSpec, Stopped, Supervisor, child_environment
 
 SLEEP = ("/bin/sleep", "1000")
+DIED = "a child died and is started anew"
 
 
 def spec(
@@ -67,20 +69,16 @@ def fifo() -> Iterator[Path]:
         yield path
 
 
-def test_a_child_that_dies_is_started_anew_and_its_death_is_reported() -> None:
-    deaths: list[tuple[str, int]] = []
-
-    def on_death(name: str, pid: int) -> None:
-        deaths.append((name, pid))
-        if len(deaths) == 3:
-            ask_for_the_end()
-
-    with Supervisor(on_death) as supervisor:
+def test_a_child_that_dies_is_started_anew_and_its_death_is_reported(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    short = shell(f"echo >>{lives}; [ $(wc -l <{lives}) -lt 4 ] || kill {os.getpid()}; exit 3")
+    with capture_logs() as said, Supervisor() as supervisor:
         supervisor.start(spec("steady", *SLEEP))
-        supervisor.start(spec("short", "/bin/false"))
+        supervisor.start(spec("short", *short))
         supervisor.run()
-    assert [name for name, _ in deaths] == ["short"] * 3
-    assert len({pid for _, pid in deaths}) == 3
+    deaths = [entry for entry in said if entry["event"] == DIED]
+    assert [(death["child"], death["end"]) for death in deaths] == [("short", "exited with status 3")] * 3
+    assert len({death["pid"] for death in deaths}) == 3
 
 
 def test_the_pause_before_a_restart_is_nothing_at_first_and_then_doubles_up_to_a_bound() -> None:
@@ -135,10 +133,11 @@ def test_a_second_stop_signal_makes_it_hurry(tmp_path: Path) -> None:
 
 def test_what_a_dead_child_forked_dies_with_it(fifo: Path) -> None:
     """Else an orphan of the API would keep its port."""
-    with Supervisor(lambda *_: ask_for_the_end()) as supervisor:
+    with Supervisor() as supervisor:
         child = supervisor.start(spec("parent", *shell(f"sleep 1000 & echo $! >{fifo}; wait")))
         pidfd = os.pidfd_open(int(fifo.read_text()))
         child.send(signal.SIGKILL)
+        threading.Timer(0.3, ask_for_the_end).start()
         supervisor.run()
         assert ended(pidfd)
         os.close(pidfd)
@@ -257,12 +256,11 @@ os.kill(os.getpid(), signal.SIGSTOP)
 def supervised(monkeypatch: pytest.MonkeyPatch, *, watched: bool, for_s: float) -> list[str]:
     """Names of the children that died while a process gave signs of life for a second and then hung."""
     monkeypatch.setattr(watchdog, "SILENT_MAX_S", 0.5)
-    deaths: list[str] = []
-    with Supervisor(lambda name, _pid: deaths.append(name)) as supervisor:
+    with capture_logs() as said, Supervisor() as supervisor:
         supervisor.start(spec("hangs", sys.executable, "-I", "-c", BEATS, "10", watched=watched, stop_s=0.2))
         threading.Timer(for_s, ask_for_the_end).start()
         supervisor.run()
-    return deaths
+    return [entry["child"] for entry in said if entry["event"] == DIED]
 
 
 def test_a_child_that_hangs_is_killed_and_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:

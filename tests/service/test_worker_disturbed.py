@@ -24,7 +24,7 @@ from sandboxd.instance import SERVICE_USER
 from sandboxd.languages import OUTPUT_NAME
 from sandboxd.spec import InputFile, JobRequest
 from sandboxd.store import JobRecord
-from workers.bury import bury, worker_name
+from workers.bury import bury_worker, worker_name
 
 pytestmark = pytest.mark.root
 
@@ -56,7 +56,7 @@ def service(parts: Service, launcher: LauncherUnderTest) -> Iterator[Service]:
     parts.stop_workers()
     for pid in pids:
         # What a killed worker left expires by itself, but not before the next test.
-        bury(parts.settings, pid)
+        bury(parts, pid)
     assert parts.queue.depth() == 0
 
 
@@ -68,6 +68,11 @@ def own_service(own_launcher: LauncherUnderTest) -> Iterator[Service]:
         service.start_worker()
         yield service
         service.close()
+
+
+def bury(service: Service, pid: int) -> None:
+    """As the worker does that is started in its place."""
+    bury_worker(service.queue, worker_name(service.settings, pid))
 
 
 def running(service: Service, source: str = LONG, **more: Any) -> str:
@@ -167,7 +172,7 @@ def test_the_job_of_a_killed_worker_is_run_once_more(service: Service, launcher:
     victim = service.workers[0]
     victim.kill()
     victim.wait()
-    bury(service.settings, victim.pid)
+    bury(service, victim.pid)
     record = service.store.job(job_id)
     assert record is not None
     assert (record.state, record.attempt) == ("queued", 1)
@@ -190,7 +195,7 @@ def test_a_job_whose_worker_died_twice_has_failed_once_and_with_the_reason(
             victim.kill()
             victim.wait()
             launcher.await_nothing_left()
-            bury(service.settings, victim.pid)
+            bury(service, victim.pid)
             service.start_worker()
         job = service.get(job_id)
         assert (job["state"], job["verdict"], job["stages"]) == ("failed", "internal_error", [])
@@ -214,7 +219,7 @@ def test_a_worker_killed_at_any_moment_of_a_job_costs_no_job(service: Service, l
         victim = service.workers[-1]
         victim.kill()
         victim.wait()
-        bury(service.settings, victim.pid)
+        bury(service, victim.pid)
         service.start_worker()
         job = service.get(job_id)
         assert (job["state"], job["verdict"]) == ("finished", "ok"), f"killed in moment {moment}: {job}"
@@ -234,7 +239,7 @@ def test_a_job_that_waits_for_its_second_worker_is_cancelled_and_leaves_nothing(
     victim = service.workers[0]
     victim.kill()
     victim.wait()
-    bury(service.settings, victim.pid)
+    bury(service, victim.pid)
     assert service.delete(job_id).json["state"] == "cancelled"
     service.start_worker()
     assert service.python("print(1)")["verdict"] == "ok"
@@ -250,7 +255,7 @@ def test_a_job_to_be_cancelled_whose_worker_died_is_cancelled(service: Service) 
     service.store.cancel(job_id, record.owner, NOW)
     victim.kill()
     victim.wait()
-    bury(service.settings, victim.pid)
+    bury(service, victim.pid)
     assert service.get(job_id)["state"] == "cancelled"
 
 
@@ -260,7 +265,7 @@ def test_burying_is_quick_and_forgets_the_worker(service: Service) -> None:
     victim.kill()
     victim.wait()
     begin = time.monotonic()
-    bury(service.settings, victim.pid)
+    bury(service, victim.pid)
     assert time.monotonic() - begin < 0.5 * SCALE
     assert service.offers() == 0
     assert not Worker.all(queue=service.queue.rq, serializer=JSONSerializer)
@@ -545,6 +550,19 @@ def test_garbage_in_the_queue_does_not_stop_a_worker(service: Service, fields: d
     assert service.python("print(1)")["verdict"] == "ok"
     assert service.workers[0].poll() is None, service.logs()
     service.store.client.delete("rq:job:garbage")
+
+
+@pytest.mark.parametrize("entry", [b"\xff\xfe", b"", b"x" * 100_000, b"\0", "\u202e".encode()])
+def test_an_entry_of_the_queue_that_is_no_id_ends_no_worker(service: Service, entry: bytes) -> None:
+    """Nor does it keep one from starting that finds it where another left it."""
+    redis = service.store.client
+    for key in (service.queue.rq.key, service.queue.rq.intermediate_queue_key):
+        redis.rpush(key, entry)
+    assert service.python("print(1)")["verdict"] == "ok"
+    assert service.workers[0].poll() is None, service.logs()
+    service.start_worker()
+    assert service.python("print(1)")["verdict"] == "ok"
+    assert not redis.exists(service.queue.rq.key, service.queue.rq.intermediate_queue_key)
 
 
 def test_the_name_of_a_worker_is_told_from_its_process(service: Service) -> None:

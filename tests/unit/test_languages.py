@@ -127,7 +127,10 @@ def test_the_main_file_is_the_one_named_so_else_the_first(paths: tuple[str, ...]
     assert plan_stages(job, CATALOGUE)[0].argv[1] == main
 
 
-@pytest.mark.parametrize(("path", "told"), [("-fplugin=x.c", "./-fplugin=x.c"), ("{output}.c", "{output}.c")])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("-fplugin=x.c", "./-fplugin=x.c"), ("@x.c", "./@x.c"), ("{output}.c", "./{output}.c"), ("x.c", "x.c")],
+)
 def test_a_file_s_name_is_neither_an_option_nor_a_placeholder(path: str, told: str) -> None:
     compiling, _ = plan_stages(JobRequest(language="c", files=(file(path),)), CATALOGUE)
     assert compiling.argv[-2] == told
