@@ -5,10 +5,15 @@ A payload's bytes are never logged: what a program prints is its own, may be sec
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import sys
 
 import structlog
+
+_STDERR_FD = 2
 
 
 class _Component:
@@ -22,6 +27,16 @@ class _Component:
     ) -> structlog.types.EventDict:
         event["component"] = self._name
         return event
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error, unbuffered. Where it takes nothing (its reader is gone, its disk is full) a line is lost, and
+    nothing else: who logs has more important things to do next."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(_STDERR_FD, text.encode(errors="backslashreplace"))
+        return len(text)
 
 
 def configure(component: str, *, level: str = "info", json: bool = False) -> None:
@@ -42,6 +57,6 @@ def configure(component: str, *, level: str = "info", json: bool = False) -> Non
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_Stderr()),  # type: ignore[arg-type]  # all of a TextIO that is used
         cache_logger_on_first_use=True,
     )

@@ -104,6 +104,10 @@ def connect(url: str, *, answer_timeout_s: float | None = _ANSWER_TIMEOUT_S) -> 
     )
 
 
+_PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+"""How Redis's answers begin that will be others later: a full disk below it, first of all."""
+
+
 @contextlib.contextmanager
 def redis_errors() -> Iterator[None]:
     """Turn what redis-py raises into our own: away, loading, full or read-only is StoreUnavailable; all else is our
@@ -116,7 +120,10 @@ def redis_errors() -> Iterator[None]:
     except redis.exceptions.OutOfMemoryError as error:
         raise StoreFull("Redis is out of memory") from error
     except redis.RedisError as error:
-        raise InternalError(f"Redis refused a command: {error}") from error
+        told = str(error).rpartition("caused error: ")[2]  # of a command in a pipeline its data comes first
+        if told.startswith(_PASSING):
+            raise StoreUnavailable(f"Redis takes no command now: {told}") from error
+        raise InternalError(f"Redis refused a command: {told}") from error
 
 
 def _typed_errors(method: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -72,12 +72,22 @@ class SandboxWorker(LeanWorker):
     # One job
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Claim, run, finish. What goes wrong with a job is its result; SystemExit when told to stop at once."""
+        """Claim, run, finish. What goes wrong with a job is its result; SystemExit when told to stop at once, and when
+        Redis takes nothing: the job is then given back by who is started in this worker's place."""
         if not self._is_allowed(job):
             # Somebody else wrote to the queue. What he wants to be called is not even looked up.
             log.error("refused: not a job of this service", rq_job=job.id)
             self.discard(job.id)
             return
+        try:
+            self._execute(job, queue)
+        except StoreFull:
+            raise
+        except StoreUnavailable as error:
+            log.error("this worker ends: its job is given back", job=job.id, error=str(error))
+            raise SystemExit(os.EX_TEMPFAIL) from error
+
+    def _execute(self, job: Job, queue: Queue) -> None:
         execution, claim = self._begin(job, queue)
         try:
             if claim.state != "queued":

@@ -297,6 +297,62 @@ def test_when_it_is_killed_its_children_die_and_the_next_one_starts(state_root: 
         assert service.leftovers() == []
 
 
+def test_a_log_that_nobody_takes_any_more_ends_nothing(state_root: Path) -> None:
+    """`serve 2>&1 | less`, and q."""
+    with own_service(state_root, "unread") as service:
+        assert service.process.stdout is not None
+        os.dup2(os.open("/dev/null", os.O_RDONLY), service.process.stdout.fileno())
+        for _ in range(4):
+            assert service.print_job("unread")["verdict"] == "ok"
+        before = service.children()
+        for pids in (before["worker"], before["launcher"]):
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        with service.client() as client:
+            deadline_s = time.monotonic() + 30 * SCALE
+            while client.get("/ready").status_code != 200:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+        assert service.print_job("again")["verdict"] == "ok"
+        after = service.children()
+        assert (after["redis"], after["api"]) == (before["redis"], before["api"])
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60 * SCALE) == 0
+        assert service.leftovers() == []
+
+
+def test_a_full_disk_below_redis_is_told_and_passes(tmp_path: Path) -> None:
+    job = {"language": "python", "source": "print(1)"}
+    tmp_path.chmod(0o711)
+    for folder in tmp_path.parents[:3]:
+        folder.chmod(0o711)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=0711", "tmpfs", tmp_path], check=True)
+    try:
+        with own_service(tmp_path, "full") as service, service.client() as client:
+            assert service.print_job("before")["verdict"] == "ok"
+            rest = tmp_path / "rest"
+            with rest.open("wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 16))
+            deadline_s = time.monotonic() + 30 * SCALE
+            while (answer := client.post("/jobs", json=job)).status_code != 503:
+                assert answer.status_code == 202, answer.text
+                assert time.monotonic() < deadline_s, "it accepts jobs that it cannot keep"
+                time.sleep(0.05)
+            assert answer.json()["type"].endswith("store-unavailable")
+            assert int(answer.headers["Retry-After"]) > 0
+            assert client.get("/ready").status_code == 503
+            rest.unlink()
+            while client.get("/ready").status_code != 200:
+                assert time.monotonic() < deadline_s, service.said
+                time.sleep(0.05)
+            assert service.print_job("after")["verdict"] == "ok"
+            assert service.end() == 0
+            assert "Traceback" not in service.said
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 def test_who_waits_for_a_job_is_answered_when_the_service_stops(state_root: Path) -> None:
     endless = {"language": "python", "source": "import time; time.sleep(30)", "limits": {"wall_time_s": 60}}
     with own_service(state_root, "waited") as service, service.client() as client:
