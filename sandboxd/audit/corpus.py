@@ -67,6 +67,8 @@ class Table(Struct, frozen=True, kw_only=True):
     """Arguments of the same program, run as a job that has ended before, in the same slot where possible."""
     answers: tuple[str, ...] = ()
     """What the program may say last; empty: anything but `succeeded`."""
+    at_least: int | None = None
+    """The word before the last is how many of something the program made: the flood must have been one."""
     verdicts: tuple[Verdict, ...] = (Verdict.OK,)
     exit_code_is_arg: int | None = None
     signal_is_arg: int | None = None
@@ -83,12 +85,15 @@ class Table(Struct, frozen=True, kw_only=True):
     """Layers without which the attack works."""
     control_args: str | None = None
     """Arguments (`{}` is the case's own) with which the program itself works: both halves in one sandbox, say."""
-    control_answers: tuple[str, ...] = (SUCCEEDED,)
-    """What the control says where the wall was the only one; or what this kernel says to everybody."""
+    unproven_answers: tuple[str, ...] = ()
+    """What the control says where this kernel refuses everybody, or another wall does: nothing is shown then, and the
+    audit says so."""
     uncontrolled: str = ""
     """Why there is no control."""
     depth: bool = True
     """Whether a grave case is tried with each wall taken away; not where the wall is what it asks for."""
+    open_without: tuple[str, ...] = ()
+    """Layers without which the attack works, as is told: with them alone taken away it is not defended."""
     machine: str = ""
     """`uname -m` where it means something at all."""
     no_network: bool = False
@@ -149,10 +154,10 @@ def _table(file: str, written: dict[str, Any]) -> Table:
         raise InputError(where, str(error)) from None
     if not (PROGRAMS / table.program).exists():
         raise InputError(where, f"there is no program {table.program!r}")
-    if unknown := set(table.control) - set(LAYERS):
+    if unknown := {*table.control, *table.open_without} - set(LAYERS):
         raise InputError(where, f"unknown layers: {', '.join(sorted(unknown))}")
     if sum((bool(table.control), table.control_args is not None, bool(table.uncontrolled))) != 1:
         raise InputError(where, "exactly one of control, control_args and uncontrolled must be given")
-    if SUCCEEDED in table.answers:
+    if SUCCEEDED in (*table.answers, *table.unproven_answers):
         raise InputError(where, f"{SUCCEEDED!r} is no answer of an attack that fails")
     return table

@@ -14,6 +14,10 @@ class State(enum.StrEnum):
     """How a run of a case ended."""
 
     HELD = "held"
+    UNPROVEN = "unproven"
+    """The control did not show that the attack can work: this kernel refuses everybody, or another wall stood."""
+    NOT_DEFENDED = "not defended"
+    """It works with that wall alone taken away, and is told so."""
     BROKEN = "BROKEN"
     """The attack worked, or the verdict is untrue."""
     LEFT = "LEFT BEHIND"
@@ -22,6 +26,10 @@ class State(enum.StrEnum):
     """Refused, but not as the case says: somebody should look."""
     FAILED = "FAILED"
     """The sandbox or the program could not be run: nothing is known."""
+
+
+NO_FINDING = frozenset({State.HELD, State.UNPROVEN, State.NOT_DEFENDED})
+"""States that are as they should be, or as is told."""
 
 
 class Observation(Struct, frozen=True, kw_only=True):
@@ -38,8 +46,17 @@ class Observation(Struct, frozen=True, kw_only=True):
     @property
     def answer(self) -> str:
         """The last word that the program said."""
-        words = self.stdout.decode(errors="replace").split()
+        words = self._words()
         return words[-1] if words else ""
+
+    @property
+    def count(self) -> int | None:
+        """The number that it said before, if it did."""
+        words = self._words()
+        return int(words[-2]) if len(words) > 1 and words[-2].isdecimal() else None
+
+    def _words(self) -> list[str]:
+        return self.stdout.decode(errors="replace").split()
 
 
 class Judged(Struct, frozen=True, kw_only=True):
@@ -58,22 +75,30 @@ def judge(case: Case, seen: Observation) -> Judged:
         return Judged(state=untrue, evidence=wrong)
     if case.table.answers and seen.answer not in case.table.answers:
         return Judged(state=State.DIFFERS, evidence=f"{_said(seen)}, expected {' or '.join(case.table.answers)}")
+    if case.table.at_least is not None and (seen.count or 0) < case.table.at_least:
+        return Judged(state=State.DIFFERS, evidence=f"made {seen.count}, expected at least {case.table.at_least}")
     return Judged(state=State.HELD, evidence=seen.answer or seen.reason)
 
 
-def judge_without(seen: Observation) -> Judged:
+def judge_without(case: Case, layer: str, seen: Observation) -> Judged:
     """A run with a wall taken away: whatever it answers, it must not have worked."""
     if failure := _failure(seen):
         return failure
-    return Judged(state=State.BROKEN if seen.answer == SUCCEEDED else State.HELD, evidence=_said(seen))
+    if seen.answer == SUCCEEDED:
+        told = layer in case.table.open_without
+        return Judged(state=State.NOT_DEFENDED if told else State.BROKEN, evidence=_said(seen))
+    # Without a word nothing is known of it.
+    return Judged(state=State.HELD if seen.answer else State.FAILED, evidence=_said(seen))
 
 
 def judge_control(case: Case, seen: Observation) -> Judged:
     """A control run is held when the attack works: the case can fail, and it is that wall which stops it."""
     if failure := _failure(seen):
         return failure
-    state = State.HELD if seen.answer in case.table.control_answers else State.DIFFERS
-    return Judged(state=state, evidence=_said(seen))
+    if seen.answer == SUCCEEDED:
+        return Judged(state=State.HELD, evidence=_said(seen))
+    told = seen.answer in case.table.unproven_answers
+    return Judged(state=State.UNPROVEN if told else State.DIFFERS, evidence=_said(seen))
 
 
 def _failure(seen: Observation) -> Judged | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from sandboxd.audit.corpus import Severity
-from sandboxd.audit.judge import State
+from sandboxd.audit.judge import NO_FINDING, State
 from sandboxd.audit.suite import ALL_WALLS, CONTROL, DEPTH, Report, Row
 from sandboxd.jail.plan import LAYERS
 
@@ -51,7 +51,7 @@ def _head(report: Report) -> Iterator[str]:
     yield ""
     for change in report.changes:
         yield f"- CHANGED: {change}"
-    wrong = [row for row in report.rows if row.state is not State.HELD]
+    wrong = [row for row in report.rows if row.state not in NO_FINDING]
     if wrong:
         yield "| case | severity | walls | result | evidence |"
         yield "|---|---|---|---|---|"
@@ -72,7 +72,8 @@ def _depth(report: Report) -> Iterator[str]:
         for layer in LAYERS:
             rows = [row for row in report.rows if row.severity == severity and row.walls == f"{DEPTH}: {layer}"]
             held = sum(row.state is State.HELD for row in rows)
-            cells.append(f"{held} of {len(rows)}" if rows else "")
+            told = sum(row.state is State.NOT_DEFENDED for row in rows)
+            cells.append(f"{held} of {len(rows)}{f', {told} not defended' if told else ''}" if rows else "")
         if any(cells):
             yield f"| {severity} | " + " | ".join(cells) + " |"
     yield ""
@@ -92,14 +93,14 @@ def _cases(report: Report) -> Iterator[str]:
 def _controls(report: Report) -> Iterator[str]:
     yield "## Controls: the same attack where nothing stops it"
     yield ""
-    yield "`succeeded` shows that the attack is a real one, and which walls it was that stopped it."
-    yield "Another answer is another wall's, or what this kernel says to everybody."
+    yield "`succeeded` shows that the attack is a real one, and which walls it was that stopped it. Where it is"
+    yield "`unproven`, this kernel refuses everybody, or another wall stood: nothing is shown."
     yield ""
-    yield "| case | walls taken away | answer |"
-    yield "|---|---|---|"
+    yield "| case | walls taken away | result | answer |"
+    yield "|---|---|---|---|"
     for row in report.rows:
         if row.walls.startswith(CONTROL):
-            yield _line(row, row.walls.partition(": ")[2], row.evidence)
+            yield _line(row, row.walls.partition(": ")[2], row.state, row.evidence)
     yield ""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import sandboxd
 from sandboxd.audit import host, neighbours, soak
 from sandboxd.audit.corpus import GRAVE, Case, Severity
-from sandboxd.audit.judge import Judged, Observation, State, judge, judge_control, judge_without
+from sandboxd.audit.judge import NO_FINDING, Judged, Observation, State, judge, judge_control, judge_without
 from sandboxd.audit.target import CommandTarget, LauncherTarget, Routed, Target
 from sandboxd.document import now_rfc3339
 from sandboxd.errors import InternalError
@@ -73,8 +73,8 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def is_green(self) -> bool:
-        """Nothing escaped, leaked or stayed, every control worked."""
-        return not self.changes and all(row.state is State.HELD for row in self.rows)
+        """Nothing escaped, leaked or stayed but what is told as not defended; no control failed."""
+        return not self.changes and all(row.state in NO_FINDING for row in self.rows)
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -206,7 +206,7 @@ def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | No
         for case in comparable(cases):
             run = Run(case=case, kind=name, without=())
             on_run(run, None)
-            judged = judge_without(target.observe(run.case, run.case.args))
+            judged = judge_without(case, "", target.observe(case, case.args))
             rows.append(_row_of(run, judged))
             on_run(run, rows[-1])
     return _report(name, False, {}, rows, [], begin)
@@ -225,7 +225,7 @@ def _row(run: Run, target: LauncherTarget, log: host.KernelLog) -> Row:
         judged = _judged(run, target)
     except InternalError as error:
         judged = Judged(state=State.FAILED, evidence=str(error))
-    if judged.state is State.HELD and (left := host.left_behind(target, before)):
+    if judged.state in NO_FINDING and (left := host.left_behind(target, before)):
         judged = Judged(state=State.LEFT, evidence=left)
     if (lines := log.new_lines()) > host.KERNEL_LOG_MAX_LINES:
         judged = Judged(state=State.LEFT, evidence=f"{lines} lines in the kernel's log")
@@ -237,7 +237,7 @@ def _judged(run: Run, target: LauncherTarget) -> Judged:
     if run.kind == ALL_WALLS:
         return judge(case, target.observe(case, case.args))
     if run.kind == DEPTH:
-        return judge_without(target.observe(case, case.args))
+        return judge_without(case, run.without[0], target.observe(case, case.args))
     if case.table.control_args is None:
         return judge_control(case, target.observe(case, case.args))
     return judge_control(case, _alone(target, case))

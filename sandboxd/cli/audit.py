@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sandboxd.audit import corpus, neighbours, report, suite
 from sandboxd.audit.corpus import Case
-from sandboxd.audit.judge import State
+from sandboxd.audit.judge import NO_FINDING, State
 from sandboxd.audit.suite import Report, Row, Run
 from sandboxd.audit.target import COMMANDS
 from sandboxd.cli.failure import reported
@@ -130,7 +130,7 @@ def _print(found: Report) -> None:
         kinds = (suite.ALL_WALLS, suite.DEPTH, suite.CONTROL)
         table.add_row(topic, *(_held([row for row in rows if row.walls.startswith(kind)]) for kind in kinds))
     console.print(table)
-    wrong = [row for row in found.rows if row.state is not State.HELD]
+    wrong = [row for row in found.rows if row.state not in NO_FINDING]
     if wrong:
         details = Table("case", "severity", "walls", "result", "evidence")
         for row in wrong:

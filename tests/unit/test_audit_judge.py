@@ -59,20 +59,39 @@ def test_with_all_walls_the_answer_decides(said: str, state: State) -> None:
 def test_our_own_failure_is_no_wall() -> None:
     failed = seen("", Verdict.INTERNAL_ERROR)
     assert judge(case(), failed).state is State.FAILED
-    assert judge_without(failed).state is State.FAILED
+    assert judge_without(case(), "userns", failed).state is State.FAILED
     assert judge_control(case(), failed).state is State.FAILED
 
 
-@pytest.mark.parametrize("said", ["EPERM", "EINVAL", ""])
+@pytest.mark.parametrize("said", ["EPERM", "EINVAL"])
 def test_with_a_wall_off_anything_but_success_holds(said: str) -> None:
-    assert judge_without(seen(said)).state is State.HELD
-    assert judge_without(seen("succeeded")).state is State.BROKEN
+    assert judge_without(case(), "userns", seen(said)).state is State.HELD
+    assert judge_without(case(), "userns", seen("succeeded")).state is State.BROKEN
+
+
+def test_a_program_that_says_nothing_proves_nothing() -> None:
+    assert judge_without(case(), "userns", seen("")).state is State.FAILED
 
 
 def test_a_control_has_to_work() -> None:
     assert judge_control(case(), seen("succeeded")).state is State.HELD
     assert judge_control(case(), seen("EPERM")).state is State.DIFFERS
-    assert judge_control(case(control_answers=("EPERM",)), seen("EPERM")).state is State.HELD
+    assert judge_control(case(unproven_answers=("EPERM",)), seen("EPERM")).state is State.UNPROVEN
+
+
+def test_what_is_told_as_open_is_so_with_that_wall_off_alone() -> None:
+    told = case(open_without=("mount",))
+    assert judge_without(told, "mount", seen("succeeded")).state is State.NOT_DEFENDED
+    assert judge_without(told, "mount", seen("EPERM")).state is State.HELD
+    assert judge_without(told, "userns", seen("succeeded")).state is State.BROKEN
+    assert judge(told, seen("succeeded")).state is State.BROKEN
+
+
+def test_a_flood_that_made_too_few_was_none() -> None:
+    flood = case(at_least=100, answers=("EAGAIN",))
+    assert judge(flood, seen("100 EAGAIN")).state is State.HELD
+    for said in ("99 EAGAIN", "EAGAIN", "many EAGAIN"):
+        assert judge(flood, seen(said)).state is State.DIFFERS
 
 
 def test_an_untrue_verdict_is_broken_where_the_case_is_about_it() -> None:
