@@ -147,6 +147,10 @@ class LauncherUnderTest:
         self.start()
 
     @property
+    def prepared_max(self) -> int:
+        return self.prepared
+
+    @property
     def socket(self) -> Path:
         return self.instance.launcher_socket
 

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from sandboxd.audit.target import LauncherTarget
+from sandboxd.errors import LauncherUnavailable
 from sandboxd.instance import Instance
 from sandboxd.jail import slots
+from sandboxd.jail.cgroups import LAUNCHER_LEAF, field
 from sandboxd.jail.sweeper import RECORD
 from sandboxd.spec import MIB, Struct
 
-SETTLE_S = 5.0
+SETTLE_S = 2.0
 """Teardown follows the answer; so long is it waited for."""
+_STEADY = 2
+"""Looks in a row that must agree before something is called the state before."""
 LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
+DYING_CGROUPS_MAX = 64
+"""Those of the last jobs are freed a little later."""
 KERNEL_LOG_MAX_LINES = 200
 """Of one run. One memory limit that strikes takes a hundred; the kernel limits their rate."""
-_SAMPLE = 50
-_INIT = "/memfd:sandboxd-init (deleted)"
+GLOBAL_OOM = b"constraint=CONSTRAINT_NONE"
+"""What the kernel writes when the host itself ran out of memory, not a cgroup (mm/oom_kill.c)."""
 _IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
+_SLOT = re.compile(r"slot-(\d+)")
+_REST_S = 5.0
 _SYSCTL = Path("/proc/sys")
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # looked at, not used
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, not used
+_QUEUES = "/dev/mqueue"
+_WRITABLE = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib/sandboxd")  # noqa: S108  # looked at, not used
+"""Where a job's user could have left a file, had it come there."""
 # What counts, lists or measures, and so changes by itself.
 _VOLATILE = (
     "random",
@@ -49,9 +58,13 @@ class JobTraces(Struct, frozen=True, kw_only=True):
     cgroups: tuple[str, ...]
     slots: tuple[int, ...]
     processes: tuple[int, ...]
-    mounts: int
-    """Of the instance, in this process's namespace and the launcher's."""
-    shared_memory: tuple[str, ...]
+    """Of a job's users, whatever cgroup they are in."""
+    helpers: int
+    """The launcher's children but those of sandboxes that wait: its spawner, and what is being built."""
+    mounts: tuple[str, ...]
+    """Of the instance, and namespaces that are held by a mount: in this process's namespace and the launcher's."""
+    files: tuple[str, ...]
+    """Of a job's users in shared memory and among POSIX message queues; anybody's in the instance's run directory."""
     sysv: tuple[str, ...]
     keys: tuple[str, ...]
     launcher_files: int
@@ -61,12 +74,13 @@ class HostState(Struct, frozen=True, kw_only=True):
     """What all jobs together could change."""
 
     sysctls: dict[str, str]
-    image_digests: dict[str, str]
     launcher_resident_bytes: int
+    dying_cgroups: int
+    """That the kernel has not freed yet, of the instance."""
 
 
 class KernelLog:
-    """Counts what the kernel writes down. Where its log may not be read, nothing is ever counted."""
+    """What the kernel writes down."""
 
     def __init__(self) -> None:
         try:
@@ -75,18 +89,22 @@ class KernelLog:
         except OSError:
             self._fd = -1
 
-    def new_lines(self) -> int:
-        """Since the last time."""
-        count = 0
+    @property
+    def is_readable(self) -> bool:
+        """Where it is not, there never are any lines."""
+        return self._fd >= 0
+
+    def new_lines(self) -> list[bytes]:
+        """Since the last time; one that was overwritten before it was read is empty."""
+        lines = []
         while self._fd >= 0:
             try:
-                os.read(self._fd, 8192)
+                lines.append(os.read(self._fd, 8192))
             except BrokenPipeError:
-                pass  # overwritten before it was read
+                lines.append(b"")
             except OSError:
                 break
-            count += 1
-        return count
+        return lines
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -94,36 +112,56 @@ class KernelLog:
 
 
 def job_traces(target: LauncherTarget) -> JobTraces:
-    instance = target.instance
-    launcher = Path("/proc", str(target.process.pid))
+    instance, launcher = target.instance, target.process.pid
+    waiting = waiting_slots(instance)
     return JobTraces(
-        cgroups=tuple(sorted(map(str, sandbox_cgroups(instance)))),
+        cgroups=tuple(sorted(map(str, _cgroups(instance, waiting)))),
         slots=tuple(claimed_slots(instance)),
         processes=tuple(sandbox_pids(instance)),
-        mounts=sum(
-            instance.name in line
-            for process in (Path("/proc/self"), launcher)
-            for line in (process / "mountinfo").read_text().splitlines()
+        helpers=_helpers(launcher, waiting),
+        mounts=tuple(
+            line
+            for process in ("self", str(launcher))
+            for line in Path("/proc", process, "mountinfo").read_text().splitlines()
+            if instance.name in line or " - nsfs " in line
         ),
-        shared_memory=tuple(_shared_memory()),
+        files=tuple(_files(instance)),
         sysv=tuple(_sysv()),
-        keys=tuple(_keys(waiting_slots(instance))),
-        launcher_files=open_files(instance, target.process.pid),
+        keys=tuple(_keys(waiting)),
+        launcher_files=open_files(instance, launcher),
     )
 
 
-def left_behind(target: LauncherTarget, before: JobTraces) -> str:
+def before(target: LauncherTarget) -> JobTraces:
+    """The state before a run: no job's traces, and the same in several looks. What is still being taken down or built
+    would hide what is left later. Raises LauncherUnavailable when it does not come to rest."""
+    deadline = time.monotonic() + SETTLE_S + _REST_S
+    seen: list[JobTraces] = []
+    while len(seen) < _STEADY:
+        now = job_traces(target)
+        quiet = not (now.cgroups or now.slots or sandbox_pids(target.instance))
+        seen = [*seen, now] if quiet and all(now == earlier for earlier in seen) else []
+        if time.monotonic() > deadline:
+            raise LauncherUnavailable(f"the launcher does not come to rest: {now}")
+        time.sleep(0.002)
+    return seen[-1]
+
+
+def left_behind(target: LauncherTarget, earlier: JobTraces) -> str:
     """What a job left, in words; empty when all is as before, for which it gets a moment."""
     deadline = time.monotonic() + SETTLE_S
-    while (found := _difference(before, job_traces(target))) and time.monotonic() < deadline:
+    while (found := _difference(target, earlier)) and time.monotonic() < deadline:
         time.sleep(0.005)
     return found
 
 
-def _difference(before: JobTraces, after: JobTraces) -> str:
+def _difference(target: LauncherTarget, earlier: JobTraces) -> str:
     found = []
+    if (waiting := len(waiting_slots(target.instance))) > target.prepared_max:
+        found.append(f"{waiting} sandboxes wait, of at most {target.prepared_max}")
+    later = job_traces(target)
     for name in JobTraces.__struct_fields__:
-        old, new = getattr(before, name), getattr(after, name)
+        old, new = getattr(earlier, name), getattr(later, name)
         if isinstance(old, int):
             if new > old:
                 found.append(f"{new - old} more {name.replace('_', ' ')}")
@@ -135,7 +173,7 @@ def _difference(before: JobTraces, after: JobTraces) -> str:
 def host_state(target: LauncherTarget) -> HostState:
     return HostState(
         sysctls=dict(_sysctls()),
-        image_digests=target.image_digests,
+        dying_cgroups=sum(map(_dying, _parents(target.instance))),
         launcher_resident_bytes=int(Path(f"/proc/{target.process.pid}/statm").read_text().split()[1])
         * os.sysconf("SC_PAGE_SIZE"),
     )
@@ -148,35 +186,40 @@ def changes(before: HostState, after: HostState) -> list[str]:
         for name, value in after.sysctls.items()
         if before.sysctls.get(name, value) != value
     ]
-    if before.image_digests != after.image_digests:
-        found.append("an image's digest changed")
+    if (more := after.dying_cgroups - before.dying_cgroups) > DYING_CGROUPS_MAX:
+        found.append(f"{more} more cgroups that the kernel cannot free")
     growth = after.launcher_resident_bytes - before.launcher_resident_bytes
     if growth > LAUNCHER_GROWTH_MAX_BYTES:
         found.append(f"the launcher grew by {growth >> 20} MiB, more than {LAUNCHER_GROWTH_MAX_BYTES >> 20}")
     return found
 
 
-def content_digest(*, dropped: bool = False) -> str:
-    """sha256 over a sample of what the image shows of the host: one file of `_SAMPLE`, chosen by its name, so the same
-    each time. `dropped`: their cached pages are given up first (posix_fadvise(2)), so that the disk is read.
-    """
-    found = hashlib.sha256()
-    for folder, names, files in os.walk("/usr"):
-        names.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            if zlib.crc32(os.fsencode(path)) % _SAMPLE == 0 and os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as file:
-                    if dropped:
-                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                    found.update(os.fsencode(path) + hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+def foreign_files() -> frozenset[str]:
+    """Files of any job's user where everybody may write, and in the service's folders."""
+    found = set()
+    for top in _WRITABLE:
+        for folder, names, files in os.walk(top):
+            for name in (*names, *files):
+                path = os.path.join(folder, name)
+                with contextlib.suppress(OSError):
+                    if _is_slots(os.lstat(path).st_uid):
+                        found.add(path)
+    return frozenset(found)
 
 
 def sandbox_cgroups(instance: Instance) -> list[Path]:
     """Leaves of sandboxes that have or had a job, in every hierarchy."""
-    waiting = waiting_slots(instance)
-    return [leaf for parent in _parents(instance) for leaf in parent.glob("slot-*") if _slot(leaf) not in waiting]
+    return [path for path in _cgroups(instance, waiting_slots(instance)) if _SLOT.fullmatch(path.name)]
+
+
+def _cgroups(instance: Instance, waiting: set[int]) -> Iterator[Path]:
+    """Every folder below the instance's own, but the launcher's and those of sandboxes that wait."""
+    for parent in _parents(instance):
+        for folder, names, _ in os.walk(parent):
+            for name in names:
+                slot = _SLOT.fullmatch(name)
+                if name != LAUNCHER_LEAF and not (slot and int(slot[1]) in waiting):
+                    yield Path(folder, name)
 
 
 def claimed_slots(instance: Instance) -> list[int]:
@@ -186,18 +229,28 @@ def claimed_slots(instance: Instance) -> list[int]:
 
 
 def sandbox_pids(instance: Instance) -> list[int]:
-    """Processes whose uid lies in a slot's block, in the instance's cgroups: payloads and PID 1s, where there is or was
-    a job."""
+    """Processes whose uid lies in a slot's block, in whatever cgroup they are: payloads and PID 1s, where there is or
+    was a job. A slot of another instance is that one's; one of nobody should have none."""
     found, waiting = [], waiting_slots(instance)
+    others = {number for number, owner in slots.claimed().items() if owner not in (instance.name, slots.UNKNOWN)}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 uid = entry.stat().st_uid
-                ours = f"sandboxd-{instance.name}/"
-                if _is_slots(uid) and slots.number_of(uid) not in waiting:
-                    if ours in Path(entry.path, "cgroup").read_text():
-                        found.append(int(entry.name))
+                if _is_slots(uid) and slots.number_of(uid) not in waiting | others:
+                    found.append(int(entry.name))
     return found
+
+
+def _helpers(launcher: int, waiting: set[int]) -> int:
+    count = 0
+    for task in os.listdir(f"/proc/{launcher}/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for pid in Path(f"/proc/{launcher}/task/{task}/children").read_text().split():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    uid = os.stat(f"/proc/{pid}").st_uid
+                    count += not (_is_slots(uid) and slots.number_of(uid) in waiting)
+    return count
 
 
 def _parents(instance: Instance) -> list[Path]:
@@ -207,20 +260,23 @@ def _parents(instance: Instance) -> list[Path]:
         return []
 
 
-def _slot(leaf: Path) -> int:
-    return int(leaf.name.removeprefix("slot-"))
-
-
 def waiting_slots(instance: Instance) -> set[int]:
-    """Slots of prepared sandboxes: PID 1 and the process that will be the payload's, which no program can look like."""
+    """Slots of prepared sandboxes: PID 1, and the process that will be the payload's and still executes the same file.
+    No program can look like that: a file's inode cannot be had by another."""
     found = set()
     for parent in _parents(instance)[:1]:
         for leaf in parent.glob("slot-*"):
             with contextlib.suppress(OSError):  # it goes, or one of its processes does
                 pids = (leaf / "cgroup.procs").read_text().split()
-                if [os.readlink(f"/proc/{pid}/exe") for pid in pids] == 2 * [_INIT]:
-                    found.add(_slot(leaf))
+                files = {(status.st_dev, status.st_ino) for pid in pids if (status := os.stat(f"/proc/{pid}/exe"))}
+                if len(pids) == 2 and len(files) == 1 and any(map(_is_init, pids)):
+                    found.add(int(leaf.name.removeprefix("slot-")))
     return found
+
+
+def _is_init(pid: str) -> bool:
+    """Whether it is PID 1 of its namespace, which never executes anything."""
+    return re.search(r"^NSpid:.*\t1$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE) is not None
 
 
 def open_files(instance: Instance, pid: int) -> int:
@@ -243,11 +299,20 @@ def _is_slots(uid: int) -> bool:
     return slots.FIRST_ID <= uid < slots.LAST_ID
 
 
-def _shared_memory() -> Iterator[str]:
-    for path in sorted(_SHARED_MEMORY.glob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            if _is_slots(path.lstat().st_uid):
-                yield path.name
+def _files(instance: Instance) -> Iterator[str]:
+    for top in (_SHARED_MEMORY, _QUEUES):
+        for folder, names, files in os.walk(top):
+            for name in (*names, *files):
+                path = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    if _is_slots(os.lstat(path).st_uid):
+                        yield path
+    yield from os.listdir(instance.run_dir)
+
+
+def _dying(cgroup: Path) -> int:
+    text = cgroup / "cgroup.stat"
+    return field(text.read_text(), "nr_dying_descendants") if text.exists() else 0
 
 
 def _sysv() -> Iterator[str]:

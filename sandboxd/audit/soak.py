@@ -66,7 +66,7 @@ def soak(
     with LauncherTarget(99, state_root, routed=routed, prepared=prepared) as target:
         target.warm_up([*chosen, HONEST])
         alone = [cpu_s(target.observe(HONEST, ())) for _ in range(ALONE)]
-        before, state = host.job_traces(target), host.host_state(target)
+        before, state = host.before(target), host.host_state(target)
         runs = _at_once(target, _order(chosen, jobs), on_job)
         return (
             _hostile(runs),

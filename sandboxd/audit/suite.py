@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import sandboxd
-from sandboxd.audit import host, neighbours, soak
+from sandboxd.audit import host, image, neighbours, soak
 from sandboxd.audit.corpus import GRAVE, Case, Severity
 from sandboxd.audit.judge import NO_FINDING, Judged, Observation, State, judge, judge_control, judge_without
 from sandboxd.audit.target import CommandTarget, LauncherTarget, Routed, Target
@@ -69,6 +69,8 @@ class Report(Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
     changes: tuple[str, ...]
     """What all jobs together changed of the host."""
+    unseen: tuple[str, ...]
+    """What could not be looked at on this host."""
     seconds: float
 
     @property
@@ -128,7 +130,9 @@ def audit(
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
     with _state_root() as state_root, Routed() as routed, ThreadPoolExecutor(_AT_ONCE) as threads:
         auditor = _Auditor(state_root, routed, on_run, prepared=prepared)
-        content = host.content_digest() if together else ""
+        unseen = () if host.KernelLog().is_readable else ("the kernel's log: /dev/kmsg may not be read",)
+        tree, files = image.tree_digest(), host.foreign_files()
+        content = image.content_digest() if together else ""
         # The first one fills the cache of digests and versions for all others.
         done = [auditor.audit(0, groups[0]), *threads.map(auditor.audit, range(1, len(groups)), groups[1:])]
         findings = soak.soak(state_root, routed, cases, soak_jobs, on_job, prepared=prepared) if soak_jobs else ()
@@ -138,7 +142,9 @@ def audit(
     rows += [_finding_row(finding, NEIGHBOURS) for finding in beside]
     rows += [_finding_row(_image_finding(content), IMAGE)] if together else []
     found = [change for group in done for change in group.changes]
-    return _report("sandboxd", quick, done[0].isolation, rows, found, begin, prepared=prepared)
+    found += ["the image changed: a file's inode, times or mode"] if image.tree_digest() != tree else []
+    found += [f"a job's user left {path}" for path in sorted(host.foreign_files() - files)]
+    return _report("sandboxd", quick, done[0].isolation, rows, found, begin, prepared=prepared, unseen=unseen)
 
 
 class _Group(Struct, frozen=True, kw_only=True):
@@ -215,7 +221,7 @@ def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | No
 def _row(run: Run, target: LauncherTarget, log: host.KernelLog) -> Row:
     """One run, and what it left."""
     case = run.case
-    before = host.job_traces(target)
+    before = host.before(target)
     log.new_lines()
     try:
         if case.table.before and run.kind != CONTROL:
@@ -227,8 +233,11 @@ def _row(run: Run, target: LauncherTarget, log: host.KernelLog) -> Row:
         judged = Judged(state=State.FAILED, evidence=str(error))
     if judged.state in NO_FINDING and (left := host.left_behind(target, before)):
         judged = Judged(state=State.LEFT, evidence=left)
-    if (lines := log.new_lines()) > host.KERNEL_LOG_MAX_LINES:
-        judged = Judged(state=State.LEFT, evidence=f"{lines} lines in the kernel's log")
+    lines = log.new_lines()
+    if any(host.GLOBAL_OOM in line for line in lines):
+        judged = Judged(state=State.LEFT, evidence="the host ran out of memory")
+    if len(lines) > host.KERNEL_LOG_MAX_LINES:
+        judged = Judged(state=State.LEFT, evidence=f"{len(lines)} lines in the kernel's log")
     return _row_of(run, judged)
 
 
@@ -263,10 +272,11 @@ def _row_of(run: Run, judged: Judged) -> Row:
 def _image_finding(before: str) -> soak.Finding:
     wrong = [
         where
-        for where, dropped in (("in the page cache", False), ("on the disk", True))
-        if host.content_digest(dropped=dropped) != before
+        for where, direct in (("in the page cache", False), ("on the disk", True))
+        if image.content_digest(direct=direct) != before
     ]
-    return soak.finding("content of the image", f"changed {' and '.join(wrong)}" if wrong else "", "as before")
+    told = "as before, in the page cache and past it" if image.reads_past_the_cache() else "as before in the page cache"
+    return soak.finding("content of the image", f"changed {' and '.join(wrong)}" if wrong else "", told)
 
 
 def _finding_row(finding: soak.Finding, topic: str) -> Row:
@@ -308,6 +318,7 @@ def _report(
     begin: float,
     *,
     prepared: bool = False,
+    unseen: tuple[str, ...] = (),
 ) -> Report:
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return Report(
@@ -323,5 +334,6 @@ def _report(
         isolation=isolation,
         rows=tuple(rows),
         changes=tuple(found),
+        unseen=unseen,
         seconds=round(time.monotonic() - begin, 1),
     )

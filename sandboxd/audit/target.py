@@ -67,7 +67,7 @@ class LauncherTarget:
         """`prepared`: jobs get sandboxes that were built before, as far as the launcher keeps up."""
         self.instance = Instance(name=f"audit-{os.getpid()}-{number}", state_root=str(state_root))
         self._without = tuple(without)
-        self._prepared_max = _PREPARED if prepared else 0
+        self.prepared_max = _PREPARED if prepared else 0
         self._policies = state_root / "policies"
         if not self._policies.exists():
             shutil.copytree(policy_folder(), self._policies)
@@ -84,7 +84,7 @@ class LauncherTarget:
                             self.instance,
                             prefix=self._prefix,
                             without=self._without,
-                            prepared_max=self._prepared_max,
+                            prepared_max=self.prepared_max,
                             policies=self._policies,
                             log=log,
                             stop_deadline_s=_STOP_S,
@@ -108,11 +108,6 @@ class LauncherTarget:
     def isolation(self) -> dict[str, object]:
         """The walls that stand, as the launcher tells them."""
         return msgspec.to_builtins(self._catalogue.isolation)  # type: ignore[no-any-return]  # a struct becomes a dict
-
-    @property
-    def image_digests(self) -> dict[str, str]:
-        """Of each image, as the launcher tells it now."""
-        return {image.name: image.digest for image in self._client.catalogue().images}
 
     def observe(self, case: Case, args: Sequence[str]) -> Observation:
         with self._beside(case) as peer:
