@@ -1,19 +1,13 @@
-"""`python -m benchmarks [QUESTION...]`: asks the questions, prints one table, writes one JSON file.
-
-Exit status 0 when everything could be measured, bounds met or not: this measures, it does not judge. 1 when a question
-could not be.
-"""
+"""One run: the questions are asked one after the other, and what was found is written to a folder."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -25,42 +19,7 @@ from benchmarks.report import Load, Run
 _LOOK_S = 1.0
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.argument("names", metavar="[QUESTION]...", nargs=-1, type=click.Choice(questions.NAMES))
-@click.option("--list", "list_only", is_flag=True, help="Print the questions and end.")
-@click.option("--scale", type=click.FloatRange(0.01, 100), default=1.0, help="Times the usual number of repetitions.")
-@click.option(
-    "--wait-quiet",
-    "wait_s",
-    type=click.FloatRange(0, 86_400),
-    default=0.0,
-    help="Before each question, wait so many seconds at most until other programs leave the machine alone.",
-)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
-def main(names: tuple[str, ...], list_only: bool, scale: float, wait_s: float, json_path: Path | None) -> None:
-    """Measure sandboxd against bare processes and against the other sandboxes that are installed, as ratios of one run.
-
-    \b
-    Example: scripts/bench.sh /opt/sandboxd-tests cold http
-    """
-    if list_only:
-        for name in questions.NAMES:
-            click.echo(f"{name:12} {questions.load(name).TITLE}")
-        return
-    if os.geteuid() != 0:
-        raise click.ClickException("the launcher needs root: make bench asks sudo for it")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as folder:
-        scratch = Path(folder)
-        scratch.chmod(0o711)  # the service user must reach its folder below
-        run = ask(names or questions.NAMES, scratch, console, scale, wait_s)
-    report.print_run(console, run)
-    console.print(f"written to {write(report.encode(run), json_path)}")
-    raise SystemExit(1 if run.failed else 0)
-
-
-def ask(names: tuple[str, ...], scratch: Path, console: Console, scale: float, wait_s: float) -> Run:
+def ask(names: Sequence[str], scratch: Path, console: Console, scale: float, wait_s: float) -> Run:
     """Every question in turn; one that cannot be measured does not keep the others from it."""
     failed: dict[str, str] = {}
     loads: list[Load] = []
@@ -84,9 +43,7 @@ def ask(names: tuple[str, ...], scratch: Path, console: Console, scale: float, w
                     failed[name] = f"{type(error).__name__}: {error}"
                     console.print(Text(f"{name} could not be measured: {error}", style="red"))
                 # A second look: what came up meanwhile disturbed it as well.
-                loads.append(
-                    Load(question=name, load_average_1m=load_average, others_cpus=max(before, others_cpus()))
-                )
+                loads.append(Load(question=name, load_average_1m=load_average, others_cpus=max(before, others_cpus())))
     version, commit = report.version()
     return Run(
         date=date,
@@ -123,12 +80,9 @@ def _busy_ticks() -> int:
     return user + nice + system + irq + softirq + steal
 
 
-def write(text: bytes, path: Path | None) -> Path:
-    """Into `path`, else into a new folder of our own below /var/tmp, whose name nobody can foresee."""
-    path = path or Path(tempfile.mkdtemp(prefix="sandboxd-bench-", dir="/var/tmp"), "result.json")
-    path.write_bytes(text)
-    return path
-
-
-if __name__ == "__main__":
-    main()
+def write(run: Run, folder: Path) -> list[Path]:
+    """The figures as `result.json`."""
+    contents = {"result.json": report.encode(run)}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents]
