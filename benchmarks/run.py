@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from benchmarks import peers, questions, report
+from benchmarks import chart, peers, questions, report
 from benchmarks.bench import Bench
 from benchmarks.report import Load, Run
 
@@ -80,9 +80,16 @@ def _busy_ticks() -> int:
     return user + nice + system + irq + softirq + steal
 
 
-def write(run: Run, folder: Path) -> list[Path]:
-    """The figures as `result.json`."""
-    contents = {"result.json": report.encode(run)}
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return [folder / name for name in contents]
+def write(run: Run, folder: Path) -> Iterator[Path]:
+    """The figures as `result.json`, then a chart of each question that has some; each file once it is there."""
+    for name, content in _files(run):
+        path = folder / name
+        path.write_bytes(content)
+        yield path
+
+
+def _files(run: Run) -> Iterator[tuple[str, bytes]]:
+    yield "result.json", report.encode(run)
+    for name in dict.fromkeys(row.question for row in run.rows):
+        rows = [row for row in run.rows if row.question == name]
+        yield f"{name}.svg", chart.svg(questions.load(name).TITLE, rows).encode()

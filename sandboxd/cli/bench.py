@@ -32,7 +32,7 @@ from sandboxd.errors import HostError
     "--output",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for result.json.  [default: a new one below /var/tmp]",
+    help="Folder for result.json and a chart of each question.  [default: a new one below /var/tmp]",
 )
 @reported
 def command(names: tuple[str, ...], list_only: bool, scale: float, wait_s: float, folder: Path | None) -> None:
@@ -53,7 +53,7 @@ def command(names: tuple[str, ...], list_only: bool, scale: float, wait_s: float
     if os.geteuid() != 0:
         raise HostError("root", "what is measured starts launchers of its own", "run it with sudo")
     ensure_delegated()
-    # Here, not above: the other commands' help must not wait for it.
+    # Here, not above: the other commands' help must not wait for a library of charts.
     from benchmarks import report
     from benchmarks.run import ask, write
 

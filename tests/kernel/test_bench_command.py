@@ -1,4 +1,4 @@
-"""`sandboxd bench`: a short run leaves its figures, and nothing else; what is missing is told."""
+"""`sandboxd bench`: a short run leaves its figures and its charts, and nothing else; what is missing is told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 from jailrig import SCALE
@@ -66,20 +67,23 @@ def test_without_a_compiler_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_short_run_writes_its_figures(tmp_path: Path) -> None:
+def test_a_short_run_writes_its_figures_and_a_chart_of_each_question(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "figures"
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     done = bench("wall_limit", "memory", "--scale", "0.01", "--output", str(folder), TMPDIR=str(scratch))
     assert done.status == 0, done.stderr
     files = {path.name: path for path in folder.iterdir()}
-    assert set(files) == {"result.json"}
+    assert set(files) == {"result.json", "wall_limit.svg", "memory.svg"}
     assert all(f"written: {path}\n" in done.stdout for path in files.values())
     result = json.loads(files["result.json"].read_bytes())
     assert {row["question"] for row in result["rows"]} == {"wall_limit", "memory"}
     assert result["failed"] == {}
     assert result["commit"] == Path(sys.prefix, ".installed-commit").read_text().strip()
-    assert all(row["ours"]["median"] > 0 for row in result["rows"])
+    for row in result["rows"]:
+        drawn = ElementTree.parse(files[f"{row['question']}.svg"])  # noqa: S314  # our own
+        assert any((text.text or "").startswith(f"{row['what']}: sandboxd") for text in drawn.iter())
+        assert row["ours"]["median"] > 0
     assert not list(scratch.iterdir())
     assert not list(RUN_ROOT.glob(f"bench-*-{done.pid}"))
     assert not list(Path("/sys/fs/cgroup").glob(f"**/*bench-*-{done.pid}"))
