@@ -21,8 +21,8 @@ test: test-install ## install everything that is needed and run the tests
 lint: test-install ## ruff, mypy and the C compiler's warnings, as `make test` runs them too
 	@scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/test_style.py tests/test_architecture.py
 
-bench: test-install ## measure against bare processes; ratios of one run (BENCH=cold: one question, BENCH=--list: their names)
-	@scripts/as-root scripts/bench.sh $(TEST_PREFIX) $(BENCH)
+bench: test-install ## `sandboxd bench`: ratios of one run, and charts (BENCH=cold: one question, BENCH=--list: their names)
+	@scripts/as-root $(TEST_PREFIX)/bin/sandboxd bench $(BENCH)
 
 vm-test: ## smoke tests on pure cgroup v2 in a virtual machine (no KVM needed; builds its image once)
 	@tests/vm/run.sh

@@ -1,4 +1,4 @@
-"""Measures sandboxd against bare processes and other sandboxes: `make bench`, `scripts/bench.sh PREFIX [QUESTION...]`.
+"""Measures sandboxd against bare processes and other sandboxes: `sandboxd bench [QUESTION]...`, `make bench`.
 
 One module per question in `questions/`. Ours and what it is compared with are measured in turn in one run, so that a
 machine's bad day spoils both sides of a ratio alike.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,10 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     def met(self) -> bool:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
+    @property
+    def verdict(self) -> str:
+        return "met" if self.met else "NOT met"
+
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure. Without a bound it is reported for comparison alone."""
@@ -53,6 +57,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Median to median."""
     bound: Bound | None = None
     note: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the peer does better: by the medians, of which that of a rate is better when it is larger."""
+        if self.ratio is None:
+            return False
+        return self.ratio < 1 if self.unit == "1/s" else self.ratio > 1
 
 
 NOISE_CPUS = 0.1
@@ -109,15 +120,9 @@ def now() -> str:
 
 
 def version() -> tuple[str, str]:
-    """The installed version, and the checkout's commit where there is one."""
-    told = subprocess.run(
-        # Root looks into a checkout that may be another user's.
-        ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).resolve().parent), "describe", "--always"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return sandboxd.__version__, told.stdout.strip() or "unknown"
+    """The installed version, and the commit that scripts/install.sh found it at."""
+    commit = Path(sys.prefix, ".installed-commit")
+    return sandboxd.__version__, commit.read_text().strip() if commit.exists() else "unknown"
 
 
 def print_run(console: Console, run: Run) -> None:
@@ -140,6 +145,10 @@ def print_run(console: Console, run: Run) -> None:
     missed = [row for row in run.rows if row.bound is not None and not row.bound.met]
     judged = [row for row in run.rows if row.bound is not None]
     console.print(Text(f"{len(judged) - len(missed)} of {len(judged)} bounds are met.", style="bold"))
+    compared = [row for row in run.rows if row.ratio is not None]
+    if compared:
+        lost = sum(row.lost for row in compared)
+        console.print(Text(f"{lost} of {len(compared)} comparisons are lost: the peer does better.", style="bold"))
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -149,8 +158,9 @@ def _table(rows: Sequence[Row]) -> Table:
     for heading in ("unit", "median", "p95", "p99", "CPU ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("peer")
-    for heading in ("peer's median", "peer's CPU ms", "ratio"):
+    for heading in ("peer's median", "peer's CPU ms"):
         table.add_column(heading, justify="right")
+    table.add_column("ratio", no_wrap=True)
     table.add_column("bound", overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("met?")
@@ -168,7 +178,7 @@ def _table(rows: Sequence[Row]) -> Table:
             row.peer or "",
             _number(row.theirs.median if row.theirs else None, digits),
             _number(row.theirs_cpu_ms, 2),
-            _number(row.ratio, 2),
+            Text(f"{_number(row.ratio, 2)}{' LOST' if row.lost else ''}", style="yellow" if row.lost else ""),
             row.bound.what if row.bound else "",
             _number(row.bound.value if row.bound else None, 2),
             _met(row.bound),
@@ -188,12 +198,14 @@ def _met(bound: Bound | None) -> Text:
 
 
 def encode(run: Run) -> bytes:
-    """The run as indented JSON; whether each bound was met is said in it."""
+    """The run as indented JSON; whether each bound was met and each comparison lost is said in it."""
     document = msgspec.to_builtins(run)
     for row, built in zip(run.rows, document["rows"], strict=True):
         for name in ("ours", "theirs"):
             summary = getattr(row, name)
             built[name] = summary._asdict() if summary is not None else None
+        if row.ratio is not None:
+            built["lost"] = row.lost
         if row.bound is not None:
             built["bound"]["met"] = row.bound.met
     for name, values in (("peers", run.peers), ("absent", run.absent)):

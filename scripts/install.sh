@@ -1,12 +1,12 @@
 #!/bin/bash
 # Installs a root-owned copy of this checkout into a virtual environment at PREFIX, and makes the system user `sandboxd`. Needs root.
 # usage: scripts/install.sh [PREFIX] [LOCK]     defaults: /opt/sandboxd runtime; LOCK names requirements/LOCK.lock
-# What is up to date is left alone: PREFIX/.installed-* hold the hashes of what was installed.
+# What is up to date is left alone: PREFIX/.installed-* hold the hashes of what was installed, and its commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 prefix=${1:-/opt/sandboxd}
 lock=requirements/${2:-runtime}.lock
-sources=(pyproject.toml hatch_build.py README.md LICENSE sandboxd workers policies)
+sources=(pyproject.toml hatch_build.py README.md LICENSE sandboxd workers benchmarks policies)
 
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'sandboxd: %s\n' "$*" >&2; exit 1; }
@@ -54,3 +54,6 @@ if [ "$(cat "$prefix/.installed-sources" 2>/dev/null)" != "$sources_hash" ]; the
     "$prefix/bin/python" -m pip install --quiet --no-deps --no-index --no-build-isolation --force-reinstall "$scratch"
     echo "$sources_hash" >"$prefix/.installed-sources"
 fi
+# Measurements name it. The same sources may be those of a later commit too; root writes nothing into another user's checkout.
+git -c safe.directory='*' --no-optional-locks describe --always --dirty >"$prefix/.installed-commit" 2>/dev/null \
+    || echo unknown >"$prefix/.installed-commit"

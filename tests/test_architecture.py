@@ -66,6 +66,7 @@ LAYERS: dict[str, int] = {
     "sandboxd.jail.streams": 4,
     "sandboxd.jail.sweeper": 4,
     # service
+    "benchmarks": 5,
     "sandboxd.audit": 5,
     "sandboxd.delegation": 5,
     "sandboxd.execution": 5,
@@ -134,7 +135,8 @@ def layer_of(name: str) -> int:
 
 
 def load_modules() -> dict[str, Module]:
-    paths = [path for folder in ("sandboxd", "workers") for path in sorted(ROOT.joinpath(folder).rglob("*.py"))]
+    folders = ("sandboxd", "workers", "benchmarks")
+    paths = [path for folder in folders for path in sorted(ROOT.joinpath(folder).rglob("*.py"))]
     # Hostile programs are data: they are never imported.
     return {module.name: module for path in paths if "programs" not in path.parts for module in [Module(path)]}
 

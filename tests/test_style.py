@@ -48,7 +48,7 @@ def test_ruff_finds_nothing() -> None:
 
 @pytest.mark.timeout(300)
 def test_mypy_strict_finds_nothing() -> None:
-    run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", "/dev/null", "-p", "sandboxd", "-p", "workers")
+    run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", "/dev/null")
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").iterdir() if path.suffix != ".py"))

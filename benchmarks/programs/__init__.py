@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from sandboxd.errors import HostError
+
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-no-pie", "-s")
 _WITHOUT_LIBC = ("-nostdlib", "-ffreestanding", "-fno-stack-protector")
+_REMEDY = "apt-get install gcc libc6-dev"
 _OWN_FLAGS = {"hello_small": _WITHOUT_LIBC, "waiter": _WITHOUT_LIBC}
 
 
@@ -18,11 +21,14 @@ class Programs:
         self._folder = folder
 
     def path(self, name: str) -> Path:
-        """The program `name`. Raises CalledProcessError with the compiler's words on standard error."""
+        """The program `name`. Raises HostError when it cannot be compiled; standard error has the compiler's words."""
         program = self._folder / name
         if not program.exists():
             flags = [*_FLAGS, *_OWN_FLAGS.get(name, ())]
-            subprocess.run(["gcc", *flags, "-o", str(program), str(_SOURCES / f"{name}.c")], check=True)
+            try:
+                subprocess.run(["gcc", *flags, "-o", str(program), str(_SOURCES / f"{name}.c")], check=True)
+            except (FileNotFoundError, subprocess.CalledProcessError) as error:
+                raise HostError("gcc", f"{name}.c cannot be compiled: {error}", _REMEDY) from None
         return program
 
     def binary(self, name: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import time
@@ -173,8 +174,9 @@ def _cpu_ms(rig: ServiceRig) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for role, pids in inventory.take(rig.pid, rig.instance.name).resident_kib.items():
         for pid in pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            found[role] += (int(fields[11]) + int(fields[12])) * tick_ms
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a sandbox's that ended meanwhile
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                found[role] += (int(fields[11]) + int(fields[12])) * tick_ms
     found.pop("other", None)  # sandboxes that live now, and what serve started to look
     counted = found.values() if rig.account else [found["launcher"]]
     found["sandboxes"] = usage_ns(rig.account or cgroup_parents(rig.instance)[0]) / 1e6 - sum(counted)

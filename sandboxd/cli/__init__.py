@@ -15,6 +15,7 @@ _COMMANDS = {
     "explain": "explain",
     "doctor": "doctor",
     "audit": "audit",
+    "bench": "bench",
     "policy": "policy",
     "token": "token",
     "serve": "serve",

@@ -53,7 +53,7 @@ rm -rf kernel initrd
 
 step "Python packages"
 mkdir rootfs/src
-tar -c -C "$checkout" pyproject.toml hatch_build.py README.md LICENSE requirements scripts sandboxd workers policies | tar -x -C rootfs/src --no-same-owner
+tar -c -C "$checkout" pyproject.toml hatch_build.py README.md LICENSE requirements scripts sandboxd workers benchmarks policies | tar -x -C rootfs/src --no-same-owner
 # In the root folder, whose Python may differ from the host's in its version; with the host's resolver and certificates.
 cp /etc/resolv.conf rootfs/etc/resolv.conf
 cp /etc/ssl/certs/ca-certificates.crt rootfs/root/certificates.crt
