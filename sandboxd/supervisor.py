@@ -216,7 +216,11 @@ class Supervisor:
             pause_s = child.plan_restart()
             log.warning("a child died and is started anew", child=child.spec.name, pid=pid, end=end, pause_s=pause_s)
         if child.retry_at_s is not None and time.monotonic() >= child.retry_at_s and not self._stop_requests:
-            child.start(self._signs.address)
+            try:
+                child.start(self._signs.address)
+            except OSError as error:  # no process or no descriptor is free now
+                pause_s = child.plan_restart()
+                log.error("a child cannot be started", child=child.spec.name, error=str(error), pause_s=pause_s)
 
     def stop(self) -> None:
         """End every child, in the order of `stop_rank`.

@@ -24,11 +24,14 @@ from sandboxd.spec import MIB, InputFile, StageSpec
 log = structlog.get_logger()
 
 _OUTGOING_PAUSE_BYTES = 1 * MIB
+_DECODED_TIMES = 2
+"""A stage as objects against its message, at most about."""
 _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
 
 
 class Buffered:
-    """Bytes that the launcher keeps for all clients together: unfinished frames, and answers that are not read."""
+    """Bytes that the launcher keeps for all clients together: unfinished frames, stages that wait or run, stdin that no
+    program took yet, and answers that are not read."""
 
     def __init__(self, bound: int = BUFFERED_BYTES) -> None:
         self._bound = bound
@@ -38,7 +41,7 @@ class Buffered:
         """Raises ProtocolError, for the client whose bytes these are, when it is too much."""
         self._bytes += count
         if count > 0 and self._bytes > self._bound:
-            raise ProtocolError(f"more than {self._bound} bytes of unfinished messages of all clients")
+            raise ProtocolError(f"more than {self._bound} bytes of all clients' messages, stages and stdin")
 
 
 class Connection:
@@ -64,6 +67,7 @@ class Connection:
         self._outgoing = bytearray()
         self._writing = False
         self._stage: StageSpec | None = None
+        self._stage_bytes = 0
         self._descriptors: list[int] = []
         self._inputs: Inputs | None = None
         self._sandbox: Sandbox | None = None
@@ -97,7 +101,9 @@ class Connection:
             self.close()
 
     def _count_buffered(self) -> None:
-        now_bytes = 0 if self._closed else self._frames.pending_bytes + len(self._outgoing)
+        untaken_stdin = STDIN_WINDOW_BYTES - self._window if self._stage is not None else 0
+        held_bytes = self._frames.pending_bytes + len(self._outgoing) + self._stage_bytes + untaken_stdin
+        now_bytes = 0 if self._closed else held_bytes
         change, self._counted_bytes = now_bytes - self._counted_bytes, now_bytes
         self._buffered.add(change)
 
@@ -108,7 +114,7 @@ class Connection:
                     raise ProtocolError("asks, and does not read the answers")
                 self._send(Kind.OFFER, protocol.encode(self._catalogue))
             case Kind.RUN if self._stage is None:
-                self._on_run(protocol.decode(body, Run))
+                self._on_run(protocol.decode(body, Run), len(body))
             case Kind.STDIN if self._stdin_open:
                 self._window -= len(body)
                 if self._window < 0:
@@ -134,7 +140,7 @@ class Connection:
             if not self._stdin_open:
                 self._sandbox.close_stdin()
 
-    def _on_run(self, run: Run) -> None:
+    def _on_run(self, run: Run, size: int) -> None:
         try:
             self._inputs = received(run, self._descriptors.pop() if self._descriptors else None)
             self._admission.check(run.stage, run.sizes)
@@ -143,6 +149,7 @@ class Connection:
             self._send(Kind.REFUSED, protocol.encode(Refusal(field=error.field, message=error.message)))
             return
         self._stage = run.stage
+        self._stage_bytes = _DECODED_TIMES * size
         self._stdin_open = run.stage.stdin is None
         self._window = STDIN_WINDOW_BYTES
         self._early_stdin.clear()
@@ -162,6 +169,7 @@ class Connection:
     def on_stdin_taken(self, count: int) -> None:
         if self._stage is not None and count:
             self._window += count
+            self._count_buffered()
             self._send(Kind.TAKEN, COUNT.pack(count))
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
@@ -178,6 +186,7 @@ class Connection:
 
     def _answer(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
         stage, self._stage, self._sandbox, self._stdin_open = self._stage, None, None, False
+        self._stage_bytes = 0
         if stage is None:
             raise RuntimeError("an outcome without a stage")
         self._drop_inputs()

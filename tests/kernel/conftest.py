@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,28 +28,30 @@ def policies() -> Path:
 
 @pytest.fixture
 def workshop(tmp_path: Path, policies: Path) -> Iterator[FailingWorkshop]:
+    """An instance's own things, which a launcher would hold. Whatever of them was made is taken away again."""
     instance = Instance(name=FailingWorkshop.name, state_root=str(tmp_path))
     RUN_ROOT.mkdir(0o755, exist_ok=True)
-    instance.run_dir.mkdir(0o755)
-    lock = sweeper.take_lock(instance)  # or the next launcher that starts on this host takes its slots for abandoned
-    cgroups: Cgroups = open_cgroups(instance.name)
-    sweeper.record(instance, cgroups.parents())
-    made_slots = Slots(instance.name)
-    made = FailingWorkshop(
-        cgroups=cgroups,
-        slots=made_slots,
-        policies=load_policies(policies),
-        image=make_host_image(instance.run_dir, instance.cache_dir, []),
-        policy_folder=policies,
-        cache_dir=instance.cache_dir,
-        run_dir=instance.run_dir,
-        without=frozenset(),
-    )
-    yield made
-    made.close()
-    made_slots.close()
-    cgroups.close()
-    remove_tree(instance.run_dir)
-    os.close(lock)
+    with contextlib.ExitStack() as stack:
+        instance.run_dir.mkdir(0o755)
+        stack.callback(remove_tree, instance.run_dir)
+        # Or the next launcher that starts on this host takes its slots for abandoned.
+        stack.callback(os.close, sweeper.take_lock(instance))
+        cgroups: Cgroups = open_cgroups(instance.name)
+        stack.callback(cgroups.close)
+        sweeper.record(instance, cgroups.parents())
+        made_slots = Slots(instance.name)
+        stack.callback(made_slots.close)
+        made = FailingWorkshop(
+            cgroups=cgroups,
+            slots=made_slots,
+            policies=load_policies(policies),
+            image=make_host_image(instance.run_dir, instance.cache_dir, []),
+            policy_folder=policies,
+            cache_dir=instance.cache_dir,
+            run_dir=instance.run_dir,
+            without=frozenset(),
+        )
+        stack.callback(made.close)
+        yield made
     assert not any(parent.exists() for parent in cgroups.parents()), "cgroups are left"
     assert instance.name not in slots.claimed().values(), "slots are left"
