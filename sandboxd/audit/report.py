@@ -10,6 +10,7 @@ from sandboxd.audit.judge import NO_FINDING, State
 from sandboxd.audit.suite import ALL_WALLS, CONTROL, DEPTH, Report, Row
 from sandboxd.jail.plan import LAYERS
 
+OURS = "sandboxd"
 NOT_DEFENDED = (
     ("Unknown holes of the kernel behind the calls that are allowed", "the filter makes them fewer, not none"),
     ("Side channels of the processor", "timing of caches, branch predictors, memory bus and power"),
@@ -20,8 +21,14 @@ NOT_DEFENDED = (
 """What no case claims, and why; SECURITY.md says more."""
 
 
+WORKED = {State.BROKEN: "worked", State.HELD: "did not", State.FAILED: "unknown"}
+"""Of an attack in somebody else's sandbox."""
+
+
 def markdown(report: Report) -> str:
     """The whole page."""
+    if report.against != OURS:
+        return "\n".join(_compared(report)) + "\n"
     return "\n".join((*_head(report), *_depth(report), *_cases(report), *_controls(report), *_tail())) + "\n"
 
 
@@ -32,6 +39,26 @@ def summary(report: Report) -> str:
     others = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
     changes = f"{len(report.changes)} changes of the host"
     return f"{held} of {len(report.rows)} runs held{others}; {changes}; {report.seconds:g} s"
+
+
+def comparison(report: Report) -> str:
+    """One line on another sandbox."""
+    counts = Counter(row.state for row in report.rows)
+    unknown = f"; of {counts[State.FAILED]} nothing is known" if counts[State.FAILED] else ""
+    return f"{counts[State.BROKEN]} of {len(report.rows)} attacks worked in: {report.against}{unknown}"
+
+
+def _compared(report: Report) -> Iterator[str]:
+    yield f"# The audit's programs in: {report.against}"
+    yield ""
+    yield f"Made by `sandboxd audit --against {report.against}` of sandboxd {report.version} on {report.date},"
+    yield f"kernel {report.kernel}, {report.machine}. It is not about sandboxd: these programs ran elsewhere."
+    yield ""
+    yield f"**{comparison(report)}.**"
+    yield ""
+    yield "| case | severity | attack | answer |"
+    yield "|---|---|---|---|"
+    yield from (_line(row, row.severity, WORKED[row.state], row.evidence) for row in report.rows)
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -50,7 +77,9 @@ def _head(report: Report) -> Iterator[str]:
     yield f"**{summary(report)}.**"
     yield ""
     for change in report.changes:
-        yield f"- CHANGED: {change}"
+        yield f"- CHANGED: {_cell(change)}"
+    for what in report.unseen:
+        yield f"- not looked at: {what}"
     wrong = [row for row in report.rows if row.state not in NO_FINDING]
     if wrong:
         yield "| case | severity | walls | result | evidence |"
@@ -64,6 +93,8 @@ def _depth(report: Report) -> Iterator[str]:
     yield "## Depth: one wall taken away"
     yield ""
     yield "Cases that would be an escape, a leak of the host's or a way out: each with that wall off."
+    yield "In brackets: those of which a control shows that walls decide; the others (a file that is not there, a"
+    yield "read-only mount) hold for every right."
     yield ""
     yield "| severity | " + " | ".join(LAYERS) + " |"
     yield "|---" * (len(LAYERS) + 1) + "|"
@@ -73,7 +104,9 @@ def _depth(report: Report) -> Iterator[str]:
             rows = [row for row in report.rows if row.severity == severity and row.walls == f"{DEPTH}: {layer}"]
             held = sum(row.state is State.HELD for row in rows)
             told = sum(row.state is State.NOT_DEFENDED for row in rows)
-            cells.append(f"{held} of {len(rows)}{f', {told} not defended' if told else ''}" if rows else "")
+            decided = sum(bool(row.decided_by) for row in rows)
+            open_ = f", {told} not defended" if told else ""
+            cells.append(f"{held} of {len(rows)} ({decided}){open_}" if rows else "")
         if any(cells):
             yield f"| {severity} | " + " | ".join(cells) + " |"
     yield ""
@@ -117,5 +150,9 @@ def _line(row: Row, *cells: object) -> str:
 
 def _cell(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return printable.replace("|", "\\|")[:160]
+    return printable(text).replace("|", "\\|")[:160]
+
+
+def printable(text: str) -> str:
+    """What a program said may hold escape sequences."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

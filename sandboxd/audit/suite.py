@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ import sandboxd
 from sandboxd.audit import host, image, neighbours, soak
 from sandboxd.audit.corpus import GRAVE, Case, Severity
 from sandboxd.audit.judge import NO_FINDING, Judged, Observation, State, judge, judge_control, judge_without
-from sandboxd.audit.target import CommandTarget, LauncherTarget, Routed, Target
+from sandboxd.audit.peer import PeerTarget
+from sandboxd.audit.target import LauncherTarget, Routed
 from sandboxd.document import now_rfc3339
 from sandboxd.errors import InternalError
 from sandboxd.jail.plan import LAYERS
@@ -35,8 +37,6 @@ _SOURCES = {
 }
 _AT_ONCE = min(2, os.cpu_count() or 1)
 """Launchers that work at the same time."""
-NO_WALL = "none"
-"""The target that is no sandbox: every wall off; what is left are namespaces, limits and the folder of a job."""
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -47,7 +47,9 @@ class Row(Struct, frozen=True, kw_only=True):
     severity: str
     source: str
     walls: str
-    """`all walls`, `control: LAYERS` or `without LAYER`."""
+    """`all walls`, `control: LAYERS`, `without: LAYER`, or the name of what is no sandbox of ours."""
+    decided_by: tuple[str, ...]
+    """The walls without which the attack works, as its control shows."""
     state: State
     evidence: str
 
@@ -69,7 +71,7 @@ class Report(Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
     changes: tuple[str, ...]
     """What all jobs together changed of the host."""
-    unseen: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
     """What could not be looked at on this host."""
     seconds: float
 
@@ -88,8 +90,8 @@ class Run(Struct, frozen=True, kw_only=True):
 
     @property
     def walls(self) -> str:
-        if self.kind == ALL_WALLS:
-            return ALL_WALLS
+        if self.kind not in (CONTROL, DEPTH):
+            return self.kind
         return f"{self.kind}: {', '.join(self.without)}" if self.without else f"{self.kind}: in one sandbox"
 
 
@@ -128,8 +130,13 @@ def audit(
     """
     begin = time.monotonic()
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
-    with _state_root() as state_root, Routed() as routed, ThreadPoolExecutor(_AT_ONCE) as threads:
-        auditor = _Auditor(state_root, routed, on_run, prepared=prepared)
+    with (
+        _state_root() as state_root,
+        Routed() as routed,
+        ThreadPoolExecutor(_AT_ONCE) as threads,
+        ExitStack() as stack,
+    ):
+        auditor = stack.enter_context(_Auditor(state_root, routed, on_run, prepared=prepared))
         unseen = () if host.KernelLog().is_readable else ("the kernel's log: /dev/kmsg may not be read",)
         tree, files = image.tree_digest(), host.foreign_files()
         content = image.content_digest() if together else ""
@@ -165,6 +172,14 @@ class _Auditor:
         self._state_root = state_root
         self._routed = routed
         self._on_run = on_run
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> _Auditor:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Whoever still audits in another thread ends after its run."""
+        self._stopped.set()
 
     def audit(self, number: int, runs: Sequence[Run]) -> _Group:
         """The runs of one set of walls."""
@@ -179,6 +194,8 @@ class _Auditor:
             before = host.host_state(target)
             rows = []
             for run in runs:
+                if self._stopped.is_set():
+                    break
                 self._on_run(run, None)
                 rows.append(_row(run, target, log))
                 self._on_run(run, rows[-1])
@@ -201,19 +218,11 @@ def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | No
     """The same programs in another sandbox, or in none: what it stops, by what its programs say."""
     begin = time.monotonic()
     rows = []
-    with ExitStack() as stack:
-        target: Target
-        if name == NO_WALL:
-            state_root = stack.enter_context(_state_root())
-            routed = stack.enter_context(Routed())
-            target = stack.enter_context(LauncherTarget(1, state_root, without=LAYERS, routed=routed))
-        else:
-            target = CommandTarget(name)
+    with Routed() as routed, PeerTarget(name, routed) as target:
         for case in comparable(cases):
             run = Run(case=case, kind=name, without=())
             on_run(run, None)
-            judged = judge_without(case, "", target.observe(case, case.args))
-            rows.append(_row_of(run, judged))
+            rows.append(_row_of(run, judge_without(case, "", target.observe(case, case.args))))
             on_run(run, rows[-1])
     return _report(name, False, {}, rows, [], begin)
 
@@ -264,6 +273,7 @@ def _row_of(run: Run, judged: Judged) -> Row:
         severity=run.case.table.severity,
         source=run.case.table.source,
         walls=run.walls,
+        decided_by=run.case.table.control,
         state=judged.state,
         evidence=judged.evidence,
     )
@@ -286,6 +296,7 @@ def _finding_row(finding: soak.Finding, topic: str) -> Row:
         severity=Severity.ESCAPE if topic == IMAGE else Severity.PEER_DENIAL,
         source=_SOURCES[topic],
         walls=ALL_WALLS,
+        decided_by=(),
         state=finding.state,
         evidence=finding.evidence,
     )

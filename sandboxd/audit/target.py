@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import msgspec
 
 from sandboxd.audit.corpus import PROGRAMS, Case
 from sandboxd.audit.judge import Observation
-from sandboxd.errors import HostError, InputError, LauncherUnavailable
+from sandboxd.errors import HostError, LauncherUnavailable
 from sandboxd.execution import judge
 from sandboxd.instance import RUN_ROOT, Instance
 from sandboxd.jail.client import LauncherClient
@@ -245,70 +244,3 @@ class Routed:
             if stream is not None:
                 stream.close()
         self._process.wait(10)
-
-
-class CommandTarget:
-    """Another sandbox, as a command before the program's: only what the program itself says can be judged."""
-
-    def __init__(self, name: str) -> None:
-        self._tool = shutil.which(name)
-        if self._tool is None:
-            raise InputError("against", f"{name} is not installed")
-        self._make = COMMANDS[name]
-
-    def observe(self, case: Case, args: Sequence[str]) -> Observation:
-        with tempfile.TemporaryDirectory(prefix="sandboxd-audit-", dir="/tmp") as folder:
-            Path(folder).chmod(0o777)
-            program = Path(folder, case.table.program)
-            shutil.copyfile(PROGRAMS / case.table.program, program)
-            program.chmod(0o755)
-            command = [*self._make(str(self._tool), Path(folder)), *argv_of(case, args)]
-            try:
-                done = subprocess.run(
-                    command, env={"PATH": "/usr/bin:/bin", **case.table.env}, stdin=subprocess.DEVNULL,
-                    capture_output=True, check=False, timeout=30,
-                )  # fmt: skip
-            except subprocess.TimeoutExpired as error:
-                return _said(error.stdout or b"", error.stderr or b"", None)
-            return _said(done.stdout, done.stderr, done.returncode)
-
-
-def _said(stdout: bytes, stderr: bytes, status: int | None) -> Observation:
-    words = stderr.decode(errors="replace").strip()[-120:]
-    return Observation(
-        stdout=stdout, stderr=stderr, verdict=None, exit_code=status, signal=None, facts=None, reason=words
-    )
-
-
-def _bubblewrap(tool: str, folder: Path) -> list[str]:
-    """As it is commonly used for untrusted code: every namespace, a read-only /usr, an unprivileged user."""
-    view = ["--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"]
-    view += ["--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    view += ["--bind", str(folder), "/box", "--chdir", "/box"]
-    user = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
-    return [*user, tool, "--unshare-all", "--die-with-parent", "--new-session", *view, "--"]
-
-
-def _nsjail(tool: str, folder: Path) -> list[str]:
-    """As its manual shows it for a command."""
-    mounts = ["-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", "/bin", "-T", "/tmp", "-B", f"{folder}:/box"]
-    return [tool, "-Mo", "--really_quiet", "--user", "65534", "--group", "65534", *mounts, "--cwd", "/box", "--"]
-
-
-_ISOLATE = """
-tool=$0 folder=$1; shift
-"$tool" --init >/dev/null || exit
-"$tool" --silent --processes --dir=box="$folder":rw --run -- "$@"
-status=$?
-"$tool" --cleanup
-exit $status
-"""
-
-
-def _isolate(tool: str, folder: Path) -> list[str]:
-    """As its manual shows it: a box is made, a program runs in it, the box is removed. The job's folder is its /box."""
-    return ["/bin/sh", "-c", _ISOLATE, tool, str(folder)]
-
-
-COMMANDS = {"bwrap": _bubblewrap, "nsjail": _nsjail, "isolate": _isolate}
-"""Commands of the sandboxes that can be compared with."""

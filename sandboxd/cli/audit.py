@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TextIO
 
 import click
 import msgspec
@@ -16,13 +18,11 @@ from rich.text import Text
 from sandboxd.audit import corpus, neighbours, report, suite
 from sandboxd.audit.corpus import Case
 from sandboxd.audit.judge import NO_FINDING, State
+from sandboxd.audit.peer import COMMANDS, NO_WALL
 from sandboxd.audit.suite import Report, Row, Run
-from sandboxd.audit.target import COMMANDS
 from sandboxd.cli.failure import reported
 from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import HostError, InputError
-
-OURS = "sandboxd"
 
 
 @click.command()
@@ -34,12 +34,17 @@ OURS = "sandboxd"
 )
 @click.option(
     "--against",
-    type=click.Choice([OURS, *COMMANDS, suite.NO_WALL]),
-    default=OURS,
+    type=click.Choice([report.OURS, *COMMANDS, NO_WALL]),
+    default=report.OURS,
     show_default=True,
     help="Run the programs in another sandbox, or in none, for comparison.",
 )
-@click.option("--report", "page", type=click.Path(path_type=Path), help="Write the report to this file (Markdown).")
+@click.option(
+    "--report",
+    "page",
+    type=click.File("w", "utf-8", lazy=False, atomic=True),
+    help="Write the report to this file (Markdown).",
+)
 @click.argument("words", nargs=-1)
 @reported
 def command(
@@ -48,7 +53,7 @@ def command(
     as_json: bool,
     soak_jobs: int,
     against: str,
-    page: Path | None,
+    page: TextIO | None,
     words: tuple[str, ...],
 ) -> None:
     """Attack this host's own sandboxes, and say what held. WORDS: only cases whose name or topic has one of them.
@@ -64,21 +69,41 @@ def command(
     """
     if os.geteuid() != 0:
         raise HostError("root", "the audit starts launchers of its own", "run it with sudo")
+    if against != report.OURS and (quick or prepared or soak_jobs):
+        raise InputError("against", "--quick, --prepared and --soak are of our own sandbox")
     ensure_delegated()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     cases = chosen(words)
-    together = not quick and not words
-    found = _with_progress(
-        cases, quick=quick, prepared=prepared, together=together, soak_jobs=soak_jobs, against=against
-    )
+    progress = _Progress(cases, quick=quick, together=not quick and not words, soak_jobs=soak_jobs, against=against)
+    try:
+        found = progress.run(prepared=prepared)
+    except (KeyboardInterrupt, _Stopped) as stop:
+        _print_rows(progress.rows)
+        done = f"{len(progress.rows)} of {progress.total} runs"
+        click.echo(f"stopped after {done}; of the others nothing is known", err=True)
+        raise SystemExit(128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)) from None
     if page is not None:
-        page.write_text(report.markdown(found), encoding="utf-8")
+        page.write(report.markdown(found))
     if as_json:
         click.echo(msgspec.json.encode(found))
-    elif against == OURS:
+    elif against == report.OURS:
         _print(found)
     else:
         _print_comparison(found)
-    raise SystemExit(0 if found.is_green or against != OURS else 1)
+    raise SystemExit(0 if found.is_green else 1)
+
+
+class _Stopped(Exception):
+    """Told to stop by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise _Stopped(number)
 
 
 def chosen(words: tuple[str, ...]) -> list[Case]:
@@ -90,55 +115,85 @@ def chosen(words: tuple[str, ...]) -> list[Case]:
     return found
 
 
-def _with_progress(
-    cases: list[Case], *, quick: bool, prepared: bool, together: bool, soak_jobs: int, against: str
-) -> Report:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        runs = suite.plan(cases, quick=quick) if against == OURS else suite.comparable(cases)
-        at_end = soak_jobs + (neighbours.STEPS if together else 0)
-        task = progress.add_task("attacking", total=len(runs) + (at_end if against == OURS else 0))
+class _Progress:
+    """An audit or a comparison under way, and what came of its runs so far."""
 
-        def on_run(run: Run, row: Row | None) -> None:
-            if row is None:
-                progress.update(task, description=f"{run.walls:<24.24} {run.case.id:<40.40}")
-            else:
-                progress.advance(task)
+    def __init__(self, cases: list[Case], *, quick: bool, together: bool, soak_jobs: int, against: str) -> None:
+        self.rows: list[Row] = []
+        self._cases = cases
+        self._quick = quick
+        self._together = together
+        self._soak_jobs = soak_jobs
+        self._against = against
+        runs = suite.plan(cases, quick=quick) if against == report.OURS else suite.comparable(cases)
+        self.total = len(runs) + soak_jobs + (neighbours.STEPS if together and against == report.OURS else 0)
 
-        def on_job() -> None:
-            progress.update(task, description=f"{'many at once':<65}", advance=1)
+    def run(self, *, prepared: bool) -> Report:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("attacking", total=self.total)
 
-        if against == OURS:
+            def on_run(run: Run, row: Row | None) -> None:
+                if row is None:
+                    progress.update(task, description=f"{run.walls:<24.24} {run.case.id:<40.40}")
+                else:
+                    self.rows.append(row)
+                    progress.advance(task)
+
+            def on_job() -> None:
+                progress.update(task, description=f"{'many at once':<65}", advance=1)
+
+            if self._against != report.OURS:
+                return suite.compare(self._against, self._cases, on_run=on_run)
             return suite.audit(
-                cases,
-                quick=quick,
+                self._cases,
+                quick=self._quick,
                 prepared=prepared,
-                together=together,
-                soak_jobs=soak_jobs,
+                together=self._together,
+                soak_jobs=self._soak_jobs,
                 on_run=on_run,
                 on_job=on_job,
             )
-        return suite.compare(against, cases, on_run=on_run)
 
 
 def _print(found: Report) -> None:
-    """A line for each topic and class of walls; each run that did not hold in full."""
+    """A line for each case, then one for each topic and class of walls."""
     console = Console(highlight=False)
+    _print_rows(found.rows)
     table = Table("topic", "all walls", "one wall off", "controls", title="What held")
     for topic in dict.fromkeys(row.topic for row in found.rows):
         rows = [row for row in found.rows if row.topic == topic]
         kinds = (suite.ALL_WALLS, suite.DEPTH, suite.CONTROL)
         table.add_row(topic, *(_held([row for row in rows if row.walls.startswith(kind)]) for kind in kinds))
     console.print(table)
-    wrong = [row for row in found.rows if row.state not in NO_FINDING]
+    for change in found.changes:
+        console.print(Text(f"CHANGED  {change}"))
+    for what in found.unseen:
+        console.print(Text(f"NOT LOOKED AT  {what}"))
+    console.print(report.summary(found))
+
+
+def _print_rows(rows: Sequence[Row]) -> None:
+    """Each case with all walls, and which of them decides, as its control showed; then what is not as it should be."""
+    console = Console(highlight=False)
+    controls = {row.case: row.state for row in rows if row.walls.startswith(suite.CONTROL)}
+    table = Table("case", "severity", "result", "evidence", "control")
+    for row in rows:
+        if row.walls == suite.ALL_WALLS:
+            shown = {State.HELD: "works", None: ""}.get(controls.get(row.case), str(controls.get(row.case)))
+            without = f" without {', '.join(row.decided_by)}" if row.decided_by and row.case in controls else ""
+            table.add_row(*map(_text, (row.case, row.severity, row.state, row.evidence, f"{shown}{without}")))
+    console.print(table)
+    wrong = [row for row in rows if row.state not in NO_FINDING or row.state is State.NOT_DEFENDED]
     if wrong:
         details = Table("case", "severity", "walls", "result", "evidence")
         for row in wrong:
-            details.add_row(*(Text(str(part)) for part in (row.case, row.severity, row.walls, row.state, row.evidence)))
+            details.add_row(*map(_text, (row.case, row.severity, row.walls, row.state, row.evidence)))
         console.print(details)
-    for change in found.changes:
-        console.print(Text(f"CHANGED  {change}"))
-    console.print(report.summary(found))
+
+
+def _text(cell: str) -> Text:
+    return Text(report.printable(cell))
 
 
 def _held(rows: list[Row]) -> str:
@@ -147,9 +202,8 @@ def _held(rows: list[Row]) -> str:
 
 def _print_comparison(found: Report) -> None:
     console = Console(highlight=False)
-    table = Table("case", "severity", found.against, title=f"What the programs say in: {found.against}")
+    table = Table("case", "severity", "result", "answer", title=f"What the programs say in: {found.against}")
     for row in found.rows:
-        table.add_row(*(Text(str(part)) for part in (row.case, row.severity, row.evidence)))
+        table.add_row(*map(_text, (row.case, row.severity, report.WORKED[row.state], row.evidence)))
     console.print(table)
-    worked = sum(row.state is State.BROKEN for row in found.rows)
-    console.print(f"{worked} of {len(found.rows)} attacks worked in: {found.against}")
+    console.print(report.comparison(found))
