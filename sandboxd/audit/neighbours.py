@@ -7,15 +7,18 @@ each be told so, while the launcher serves on and the host's own OOM killer stay
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from sandboxd.audit import host
 from sandboxd.audit.corpus import Case, Severity, Table
+from sandboxd.audit.judge import State
 from sandboxd.audit.soak import HONEST, SLOWER_MAX, Finding, cpu_s, finding
 from sandboxd.audit.target import LauncherTarget, Routed
 from sandboxd.errors import LauncherUnavailable
@@ -28,9 +31,11 @@ STORM_S = 3.5
 HONEST_RUNS = 7
 TRIES = 3
 """A storm is called noisy when it is so each time: a shared machine is so now and then."""
-EATERS_PER_CORE = 8
+EATERS_PER_CORE = 16
 EATER_BYTES = 128 * MIB
 STEPS = len(STORMS) + 1
+Observed = tuple[Verdict | None, float]
+"""A job's verdict and CPU time in seconds."""
 
 
 def neighbours(state_root: Path, routed: Routed, on_step: Callable[[], None], *, prepared: bool) -> tuple[Finding, ...]:
@@ -60,19 +65,24 @@ def _storm(kind: str) -> Case:
 
 
 def _beside(target: LauncherTarget, kind: str) -> Finding:
-    ratio, lost = 0.0, 0
     for _ in range(TRIES):
         quiet, noisy = _honest_beside(target, QUIET), _honest_beside(target, kind)
-        lost = sum(verdict is not Verdict.OK for verdict, _ in noisy)
-        ratio = statistics.median(used for _, used in noisy) / statistics.median(used for _, used in quiet)
-        if not lost and ratio <= SLOWER_MAX:
+        found = compared(kind, quiet, noisy)
+        if found.state is State.HELD:
             break
+    return found
+
+
+def compared(kind: str, quiet: Sequence[Observed], noisy: Sequence[Observed]) -> Finding:
+    """Verdicts and CPU times of honest jobs beside a storm against those beside a neighbour that computes."""
+    lost = sum(verdict is not Verdict.OK for verdict, _ in noisy)
+    ratio = statistics.median(used for _, used in noisy) / statistics.median(used for _, used in quiet)
     told = f"{ratio:.3f} times the CPU time beside one that computes"
     wrong = f"{lost} verdicts lost" if lost else told if ratio > SLOWER_MAX else ""
     return finding(f"an honest job beside a storm of {kind}", wrong, told)
 
 
-def _honest_beside(target: LauncherTarget, kind: str) -> list[tuple[Verdict | None, float]]:
+def _honest_beside(target: LauncherTarget, kind: str) -> list[Observed]:
     """Verdict and CPU time of some honest jobs, while `kind` goes on for longer than they take."""
     with target.another_client() as other, ThreadPoolExecutor(1) as thread:
         storm = _storm(kind)
@@ -100,11 +110,13 @@ def _eaters(target: LauncherTarget) -> tuple[Finding, ...]:
         with target.another_client() as own:
             return own.observe(eater, eater.args).verdict
 
-    with ThreadPoolExecutor(count) as threads:
+    with contextlib.closing(host.KernelLog()) as log, ThreadPoolExecutor(count) as threads:
         verdicts = list(threads.map(eat, range(count)))
+        spared = not any(host.GLOBAL_OOM in line for line in log.new_lines())
     wrong = sum(verdict is not Verdict.MEMORY_EXCEEDED for verdict in verdicts)
     served = target.observe(HONEST, ()).answer == "held" and target.process.poll() is None
     return (
         finding(f"{count} jobs at their memory limit", f"{wrong} were told something else" if wrong else "", "told so"),
         finding("the launcher afterwards", "" if served else "serves nobody", "serves on"),
+        finding("the host's own memory", "" if spared else "ran out: its OOM killer struck", "did not run out"),
     )
