@@ -228,7 +228,8 @@ def _send(sock: socket.socket, message: bytes, fd: int | None) -> None:
     """All of it, the descriptor with its first byte."""
     if fd is not None:
         message = message[socket.send_fds(sock, [message], [fd]) :]
-    sock.sendall(message)
+    if message:
+        sock.sendall(message)
 
 
 def _is_over(sock: socket.socket) -> bool:

@@ -15,7 +15,17 @@ from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.inputs import Inputs, received
-from sandboxd.jail.protocol import BUFFERED_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, Run, frame
+from sandboxd.jail.protocol import (
+    BUFFERED_BYTES,
+    CHUNK_BYTES,
+    COUNT,
+    STDIN_WINDOW_BYTES,
+    Frames,
+    Kind,
+    Refusal,
+    Run,
+    frame,
+)
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
@@ -24,6 +34,7 @@ from sandboxd.spec import MIB, InputFile, StageSpec
 log = structlog.get_logger()
 
 _OUTGOING_PAUSE_BYTES = 1 * MIB
+OUTPUT_DELAY_S = 0.001
 _DECODED_TIMES = 2
 """A stage as objects against its message, at most about."""
 _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
@@ -65,6 +76,7 @@ class Connection:
         self._buffered = buffered
         self._counted_bytes = 0
         self._outgoing = bytearray()
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._writing = False
         self._stage: StageSpec | None = None
         self._stage_bytes = 0
@@ -173,7 +185,15 @@ class Connection:
             self._send(Kind.TAKEN, COUNT.pack(count))
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
-        self._send(_STREAM_KINDS[stream], chunk)
+        """Sent a moment later: most programs end in it, and their outcome wakes the client anyway."""
+        if self._closed:
+            return
+        self._outgoing += frame(_STREAM_KINDS[stream], chunk)
+        if not self._writing:
+            if len(self._outgoing) >= CHUNK_BYTES:
+                self._flush()
+            elif self._flush_timer is None:
+                self._flush_timer = self._loop.call_later(OUTPUT_DELAY_S, self._flush)
         if self._sandbox is not None and len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
             self._sandbox.pause_output(True)
 
@@ -218,6 +238,9 @@ class Connection:
             self._flush()
 
     def _flush(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         try:
             while self._outgoing:
                 sent = self._sock.send(self._outgoing)
@@ -246,6 +269,8 @@ class Connection:
         self._loop.remove_reader(self._sock)
         if self._writing:
             self._loop.remove_writer(self._sock)
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
         self._sock.close()
         if self._stage is not None:
             self._cancel()
