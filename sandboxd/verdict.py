@@ -196,7 +196,7 @@ def _ended_by_itself(facts: Facts, limits: Limits) -> tuple[Verdict, str]:
     if facts.signal is not None:
         why = _SIGNAL_REASONS.get(facts.signal)
         if facts.signal == signals.SIGXFSZ:
-            why = f"it wrote a file larger than {describe_bytes(limits.file_size_bytes)}"
+            why = f"it wrote a file larger than {describe_bytes(limits.file_size_bytes)}, or than a limit of its own"
         return Verdict.SIGNALLED, f"ended by {signal_name(facts.signal)}" + (f": {why}" if why else "")
     if facts.exit_code:
         return Verdict.RUNTIME_ERROR, _ended_with(facts.exit_code)

@@ -48,7 +48,7 @@ class Row(Struct, frozen=True, kw_only=True):
     source: str
     walls: str
     """`all walls`, `control: LAYERS`, `without: LAYER`, or the name of what is no sandbox of ours."""
-    decided_by: tuple[str, ...]
+    decided_by: tuple[str, ...] = ()
     """The walls without which the attack works, as its control shows."""
     state: State
     evidence: str
@@ -296,7 +296,6 @@ def _finding_row(finding: soak.Finding, topic: str) -> Row:
         severity=Severity.ESCAPE if topic == IMAGE else Severity.PEER_DENIAL,
         source=_SOURCES[topic],
         walls=ALL_WALLS,
-        decided_by=(),
         state=finding.state,
         evidence=finding.evidence,
     )

@@ -1,9 +1,8 @@
 """Takes files out of a dead sandbox: regular files alone, bounded in size, count and depth.
 
-The folder is a detached clone of the write layer, read-only and without symlink following. Nothing is opened by a
-path that a
-payload made: each name is opened below its folder's descriptor, under openat2's strictest rules (CVE-2024-28189,
-CVE-2018-15664).
+The folder is a clone of the write layer's mount, read-only and without symlink following, and out of everybody's reach
+but ours. Nothing is opened by a path that a payload made: each name is opened below its folder's descriptor, under
+openat2's strictest rules (CVE-2024-28189, CVE-2018-15664).
 """
 
 from __future__ import annotations

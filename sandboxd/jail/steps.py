@@ -186,7 +186,7 @@ class MakeNode(Step, frozen=True):
 
 
 class SendTree(Step, frozen=True):
-    """A detached clone of a folder, with attributes of its own, goes to the launcher."""
+    """A clone of a folder's mount, with attributes of its own, lies on it from now on and goes to the launcher."""
 
     path: str
     attributes: int

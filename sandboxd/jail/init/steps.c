@@ -117,14 +117,17 @@ static int make_dir(const char *path, uint64_t mode, uint64_t uid, uint64_t gid)
     return uid || gid ? chown(path, (uid_t)uid, (gid_t)gid) : 0;
 }
 
-/* The launcher's view of the write layer: it could not clone this namespace's mount itself. */
+/* The launcher's view of the write layer: it could not clone this namespace's mount itself. It lies on its folder, so that
+ * it is unmounted with the old root, here: closing a detached mount's last descriptor would wait for every processor
+ * (namespace_unlock, synchronize_rcu_expedited), in the launcher's loop. */
 static int send_tree(struct sandbox *s, const char *path, uint64_t attributes)
 {
     int tree = (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
     if (tree < 0)
         return -1;
     struct mount_attr attr = {.attr_set = attributes};
-    if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0)
+    if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0 ||
+        syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
         return -1;
     struct report report = {.kind = REPORT_TREE};
     int result = send_report(s->slot[SLOT_CONTROL], &report, tree);
