@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fanotify.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -174,19 +175,59 @@ static long open_read(const char *path) { return open(path, O_RDONLY | O_NONBLOC
 static long open_write(const char *path) { return open(path, O_WRONLY | O_NONBLOCK); }
 static long create(const char *path) { return open(path, O_WRONLY | O_CREAT | O_EXCL, 0644); }
 static long read_link(const char *path) { char room[256]; return readlink(path, room, sizeof room); }
-static long read_leaked(const char *path) /* below the descriptor that `--without mount` leaves */
+
+/* --- below the descriptor of the host's root that `--without mount` leaves open. What is there is never changed but where a
+ * test says which file of its own it is: the rest asks for what leaves no trace. */
+
+enum { LEAKED = 3 };
+static const char *leaked(const char *path) /* for calls that take no descriptor */
+{
+    static char name[300];
+    snprintf(name, sizeof name, "/proc/self/fd/%d/%s", LEAKED, path);
+    return name;
+}
+static long read_leaked(const char *path)
 {
     char byte;
-    int fd = openat(3, path, O_RDONLY);
+    int fd = openat(LEAKED, path, O_RDONLY);
     return fd < 0 || read(fd, &byte, 1) < 0 ? -1 : 0;
 }
-static long list_leaked(const char *path) { return openat(3, path, O_RDONLY | O_DIRECTORY); }
-static long truncate_leaked(const char *path)
+static long list_leaked(const char *path) { return openat(LEAKED, path, O_RDONLY | O_DIRECTORY); }
+static long truncate_leaked(const char *path) { return truncate(leaked(path), 0); }
+static long make_leaked(const char *path) { return mkdirat(LEAKED, path, 0755); }
+static long node_leaked(const char *path) { return mkfifoat(LEAKED, path, 0644); }
+static long link_leaked(const char *path) { return symlinkat("link", LEAKED, path); }
+static long unlink_leaked(const char *path) { return unlinkat(LEAKED, path, 0); }
+/* A file without a name, gone with its descriptor. */
+static long create_leaked(const char *folder) { return openat(LEAKED, folder, O_TMPFILE | O_WRONLY, 0600); }
+static long exec_leaked(const char *path)
 {
-    char name[300];
-    snprintf(name, sizeof name, "/proc/self/fd/3/%s", path);
-    return truncate(name, 0);
+    volatile int error = 0;
+    pid_t pid = vfork();
+    if (pid == 0) {
+        syscall(SYS_execveat, LEAKED, path, (char *[]){"leaked", NULL}, NULL, 0);
+        error = errno;
+        _exit(1);
+    }
+    if (pid < 0 || waitpid(pid, NULL, 0) != pid)
+        return -1;
+    errno = error;
+    return error ? -1 : 0;
 }
+static long stat_leaked(const char *path) { struct stat found; return fstatat(LEAKED, path, &found, AT_SYMLINK_NOFOLLOW); }
+static long point_leaked(const char *path) { return openat(LEAKED, path, O_PATH); }
+static long read_link_leaked(const char *path) { char room[256]; return readlinkat(LEAKED, path, room, sizeof room); }
+static long watch_leaked(const char *path) { return inotify_add_watch(inotify_init(), leaked(path), IN_ALL_EVENTS); }
+static long list_attributes_leaked(const char *path) { return listxattr(leaked(path), NULL, 0); }
+static long set_attribute_leaked(const char *path) /* ENODATA only for who may set it; there is none to replace */
+{
+    long r = setxattr(leaked(path), "user.sandboxd-none", "x", 1, XATTR_REPLACE);
+    return r < 0 && errno == ENODATA ? 0 : r;
+}
+static long touch_leaked(const char *path) { return utimensat(LEAKED, path, NULL, 0); } /* to now, as whoever makes a file in it */
+
+/* --- handles and roots */
+
 static long handle(const char *path)
 {
     struct { struct file_handle head; char room[128]; } h = {.head.handle_bytes = 128};
@@ -249,8 +290,13 @@ static long connect_abstract(const char *name)
 static long connect_path(const char *path)
 {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
-    strncpy(at.sun_path, path, sizeof at.sun_path - 1);
+    snprintf(at.sun_path, sizeof at.sun_path, "%s", path);
     return connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&at, sizeof at);
+}
+static long connect_leaked(const char *path) /* a folder, say: it is refused by no wall, but because nobody listens */
+{
+    long r = connect_path(leaked(path));
+    return r < 0 && errno == ECONNREFUSED ? 0 : r;
 }
 static long io_uring(const char *a) { (void)a; struct io_uring_params p = {0}; return syscall(SYS_io_uring_setup, 4, &p); }
 static long user_fault(const char *a) { (void)a; return syscall(SYS_userfaultfd, 1 /* UFFD_USER_MODE_ONLY */); }
@@ -357,8 +403,13 @@ static const struct { const char *name; attempt *run; } attempts[] = {
     {"unshare", unshare_flags}, {"clone", clone_flags}, {"clone3", clone3_flags}, {"setns", enter},
     {"attach", attach}, {"trace-me", trace_me}, {"read-memory", read_memory}, {"write-memory", write_memory}, {"steal-fd", steal_fd},
     {"compare", compare}, {"kill", kill_it}, {"stop", stop_it},
-    {"open", open_read}, {"open-write", open_write}, {"create", create}, {"readlink", read_link}, {"read-leaked", read_leaked},
-    {"list-leaked", list_leaked}, {"truncate-leaked", truncate_leaked}, {"handle", handle}, {"open-handle", open_handle}, {"walk-out", walk_out},
+    {"open", open_read}, {"open-write", open_write}, {"create", create}, {"readlink", read_link},
+    {"read-leaked", read_leaked}, {"list-leaked", list_leaked}, {"truncate-leaked", truncate_leaked}, {"mkdir-leaked", make_leaked},
+    {"mkfifo-leaked", node_leaked}, {"symlink-leaked", link_leaked}, {"unlink-leaked", unlink_leaked}, {"create-leaked", create_leaked},
+    {"exec-leaked", exec_leaked}, {"stat-leaked", stat_leaked}, {"open-path-leaked", point_leaked}, {"readlink-leaked", read_link_leaked},
+    {"watch-leaked", watch_leaked}, {"list-xattr-leaked", list_attributes_leaked}, {"set-xattr-leaked", set_attribute_leaked},
+    {"touch-leaked", touch_leaked}, {"connect-leaked", connect_leaked},
+    {"handle", handle}, {"open-handle", open_handle}, {"walk-out", walk_out},
     {"socket", make_socket}, {"route", route_to}, {"abstract", connect_abstract}, {"connect", connect_path},
     {"io-uring", io_uring}, {"userfaultfd", user_fault}, {"bpf", bpf_map}, {"perf", perf}, {"add-key", add_key}, {"keyctl", key_control},
     {"request-key", request_key}, {"fanotify", fanotify}, {"memfd-secret", secret_memory}, {"vmsplice", gift_pages}, {"old-aio", old_aio},
