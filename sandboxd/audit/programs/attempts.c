@@ -78,6 +78,49 @@ static long set_hostname(const char *a) { (void)a; return sethostname("changed",
 static long raise_nice(const char *a) { (void)a; return setpriority(PRIO_PROCESS, 0, -5); }
 static long raise_realtime(const char *a) { (void)a; return sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1}); }
 
+/* --- what the program is; ENODATA: nothing beyond what it should be */
+
+static long nothing_of_it(void) { return errno = ENODATA, -1; }
+static long any_capability(const char *a)
+{
+    (void)a;
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{0}};
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -1;
+    for (int half = 0; half < 2; half++)
+        if (data[half].effective | data[half].permitted | data[half].inheritable)
+            return 0;
+    for (unsigned long capability = 0; capability <= CAP_LAST_CAP; capability++)
+        if (prctl(PR_CAPBSET_READ, capability) == 1 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, capability, 0, 0) == 1)
+            return 0;
+    return nothing_of_it();
+}
+static long any_freedom(const char *a) /* to gain rights by execve, or to call what it likes */
+{
+    (void)a;
+    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1 || prctl(PR_GET_SECCOMP) != 2 ? 0 : nothing_of_it();
+}
+static long any_identity(const char *a) /* but the sandbox's one user, in no other group */
+{
+    (void)a;
+    uid_t real, effective, saved;
+    gid_t group, effective_group, saved_group;
+    if (getresuid(&real, &effective, &saved) < 0 || getresgid(&group, &effective_group, &saved_group) < 0)
+        return -1;
+    int usual = real == 1000 && effective == 1000 && saved == 1000;
+    usual &= group == 1000 && effective_group == 1000 && saved_group == 1000;
+    return usual && getgroups(0, NULL) == 0 ? nothing_of_it() : 0;
+}
+static long any_descriptor(const char *a) /* but 0 to 2, and the pipe that this attempt tells its result by */
+{
+    (void)a;
+    int opened = 0;
+    for (int fd = 0; fd < 65536; fd++)
+        opened += fcntl(fd, F_GETFD) >= 0;
+    return opened > 5 ? 0 : nothing_of_it();
+}
+
 /* --- mounts */
 
 static long mount_type(const char *type) { return mount("x", SCRATCH, type, 0, NULL); }
@@ -325,6 +368,7 @@ static long gift_pages(const char *a)
     struct iovec io = {&byte, 1};
     return pipe(pair) < 0 ? -1 : syscall(SYS_vmsplice, pair[1], &io, 1, 0);
 }
+static long make_queue(const char *a) { (void)a; return syscall(SYS_mq_open, "sandboxd", O_CREAT | O_RDWR, 0600, NULL); }
 static long old_aio(const char *a) { (void)a; unsigned long context = 0; return syscall(SYS_io_setup, 1, &context); }
 static long odd_personality(const char *a) { (void)a; return personality(READ_IMPLIES_EXEC); }
 static long move_memory(const char *a) { (void)a; void *page = NULL; int status; return syscall(SYS_move_pages, 0, 0, &page, NULL, &status, 0); }
@@ -398,6 +442,7 @@ static const struct { const char *name; attempt *run; } attempts[] = {
     {"set-uid-0", set_uid_0}, {"set-gid-0", set_gid_0}, {"set-groups", set_groups}, {"gain-capabilities", gain_capabilities},
     {"set-file-capability", set_file_capability}, {"give-away", give_away}, {"make-node", make_node},
     {"make-char-node", make_char_node}, {"set-hostname", set_hostname}, {"raise-nice", raise_nice}, {"raise-realtime", raise_realtime},
+    {"any-capability", any_capability}, {"any-freedom", any_freedom}, {"any-identity", any_identity}, {"any-descriptor", any_descriptor},
     {"mount", mount_type}, {"mount-bind", mount_bind}, {"remount-writable", remount_writable}, {"unmount", unmount}, {"pivot", pivot},
     {"chroot", change_root}, {"fsopen", fs_open}, {"open-tree", clone_tree}, {"mount-setattr", set_mount_attributes},
     {"unshare", unshare_flags}, {"clone", clone_flags}, {"clone3", clone3_flags}, {"setns", enter},
@@ -415,7 +460,7 @@ static const struct { const char *name; attempt *run; } attempts[] = {
     {"request-key", request_key}, {"fanotify", fanotify}, {"memfd-secret", secret_memory}, {"vmsplice", gift_pages}, {"old-aio", old_aio},
     {"personality", odd_personality}, {"move-pages", move_memory}, {"syslog", kernel_log}, {"clock-settime", set_clock}, {"set-mm", set_mm},
     {"listener", listener}, {"raise-core", raise_core}, {"raise-files", raise_files}, {"terminal", terminal}, {"push-input", push_input},
-    {"lease", lease}, {"number", number}, {"number-0", number_0},
+    {"lease", lease}, {"queue", make_queue}, {"number", number}, {"number-0", number_0},
 #ifdef __x86_64__
     {"int-80", int_80}, {"x32", x32}, {"modify-ldt", local_descriptors},
 #endif
