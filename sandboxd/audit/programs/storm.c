@@ -35,6 +35,15 @@ __attribute__((noreturn)) static void made(long count)
     stopped();
 }
 
+/* For who is killed: how many there have been, each time they doubled. */
+static void tell(long count, const char *what)
+{
+    if (count & (count - 1))
+        return;
+    printf("%ld %s\n", count, what);
+    fflush(stdout);
+}
+
 /* --- storms: they never end by themselves ------------------------------------------------------------------------------ */
 
 static void spin(void) {}
@@ -86,10 +95,7 @@ static void churn(void)
     if (child < 0)
         stopped();
     waitpid(child, NULL, 0);
-    if (++children == 64) {
-        printf("%ld churned\n", children);
-        fflush(stdout);
-    }
+    tell(++children, "churned");
 }
 
 /* Two sockets in flight in each other's queues: only the kernel's collector ever frees them, in a thread of its own. */
@@ -104,8 +110,11 @@ static void unix_gc(void)
     if (socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) < 0)
         stopped();
     memcpy(CMSG_DATA(rights), pair, sizeof pair);
-    sendmsg(pair[0], &message, 0);
-    sendmsg(pair[1], &message, 0);
+    static long pairs;
+    if (sendmsg(pair[0], &message, 0) >= 0 && sendmsg(pair[1], &message, 0) >= 0)
+        tell(++pairs, "dropped");
+    else if (errno != ETOOMANYREFS) /* until the collector is through */
+        stopped();
     close(pair[0]);
     close(pair[1]);
 }
