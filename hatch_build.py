@@ -1,4 +1,4 @@
-"""Build hook: compiles the sandbox's PID 1 and the audit's hostile programs into the wheel: static C, but for `*.so.c`."""
+"""Build hook: compiles the sandbox's PID 1 and the audit's hostile programs into the wheel, static but for `*.so.c`."""
 
 from __future__ import annotations
 
