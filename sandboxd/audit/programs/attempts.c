@@ -410,6 +410,7 @@ static long push_input(const char *a)
     return master < 0 ? -1 : ioctl(master, TIOCSTI, "x");
 }
 static long lease(const char *a) { (void)a; close(open(SCRATCH "/leased", O_CREAT | O_WRONLY, 0644)); return fcntl(open(SCRATCH "/leased", O_RDONLY), F_SETLEASE, F_RDLCK); }
+static long notify(const char *folder) { return fcntl(open(folder, O_RDONLY | O_DIRECTORY), F_NOTIFY, DN_ACCESS | DN_CREATE); }
 /* Call number N with every argument -1, or 0. It may block, fork, or end its caller. */
 static long number_with(const char *n, long a)
 {
@@ -460,7 +461,7 @@ static const struct { const char *name; attempt *run; } attempts[] = {
     {"request-key", request_key}, {"fanotify", fanotify}, {"memfd-secret", secret_memory}, {"vmsplice", gift_pages}, {"old-aio", old_aio},
     {"personality", odd_personality}, {"move-pages", move_memory}, {"syslog", kernel_log}, {"clock-settime", set_clock}, {"set-mm", set_mm},
     {"listener", listener}, {"raise-core", raise_core}, {"raise-files", raise_files}, {"terminal", terminal}, {"push-input", push_input},
-    {"lease", lease}, {"queue", make_queue}, {"number", number}, {"number-0", number_0},
+    {"lease", lease}, {"notify", notify}, {"queue", make_queue}, {"number", number}, {"number-0", number_0},
 #ifdef __x86_64__
     {"int-80", int_80}, {"x32", x32}, {"modify-ldt", local_descriptors},
 #endif

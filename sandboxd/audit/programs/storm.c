@@ -138,7 +138,7 @@ static void forks(void)
         stopped();
     for (;;) {
         pid_t child = fork();
-        if (child > 0)
+        if (child == 0)
             __atomic_add_fetch(made, 1, __ATOMIC_SEQ_CST);
         if (child < 0 && getpid() == first)
             refused_after(*made);
