@@ -140,8 +140,12 @@ static void forks(void)
         pid_t child = fork();
         if (child == 0)
             __atomic_add_fetch(made, 1, __ATOMIC_SEQ_CST);
-        if (child < 0 && getpid() == first)
+        if (child < 0 && getpid() == first) {
+            int refused = errno;
+            usleep(50000); /* each counts itself, once it runs */
+            errno = refused;
             refused_after(*made);
+        }
         if (child < 0)
             pause();
     }
