@@ -1,4 +1,4 @@
-"""Build hook: compiles the sandbox's PID 1 and the audit's hostile programs, all static C, into the wheel."""
+"""Build hook: compiles the sandbox's PID 1 and the audit's hostile programs into the wheel, static but for `*.so.c`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ CFLAGS = (
     "-fstack-clash-protection -fno-strict-aliasing -fPIE"
 ).split()
 LDFLAGS = "-static-pie -Wl,-z,relro,-z,now,-z,noexecstack".split()
+# What an attack lays before other programs (LD_PRELOAD): it uses the C library of whoever loads it.
+SHARED = "-fPIC -shared".split()
 
 
 def compile_command(sources: list[Path], output: Path) -> list[str]:
     """The compiler's command line; `CC` names another compiler than gcc."""
-    return [os.environ.get("CC", "gcc"), *CFLAGS, *map(str, sources), *LDFLAGS, "-o", str(output)]
+    link = SHARED if output.suffix == ".so" else LDFLAGS
+    return [os.environ.get("CC", "gcc"), *CFLAGS, *map(str, sources), *link, "-o", str(output)]
 
 
 class CustomBuildHook(BuildHookInterface[Any]):

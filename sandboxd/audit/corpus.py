@@ -59,6 +59,8 @@ class Table(Struct, frozen=True, kw_only=True):
     """Where the attack comes from: a CVE, a paper, a project's advisory, a man page."""
     program: str
     """A file of `programs/`."""
+    files: tuple[str, ...] = ()
+    """More files of `programs/` that lie beside it."""
     each: tuple[str, ...] = ("",)
     """The program's arguments, as in a shell; one case for each."""
     beside: str = ""
@@ -152,8 +154,9 @@ def _table(file: str, written: dict[str, Any]) -> Table:
         table = msgspec.convert(written, Table, strict=True)
     except msgspec.ValidationError as error:
         raise InputError(where, str(error)) from None
-    if not (PROGRAMS / table.program).exists():
-        raise InputError(where, f"there is no program {table.program!r}")
+    for program in (table.program, *table.files):
+        if not (PROGRAMS / program).exists():
+            raise InputError(where, f"there is no program {program!r}")
     if unknown := {*table.control, *table.open_without} - set(LAYERS):
         raise InputError(where, f"unknown layers: {', '.join(sorted(unknown))}")
     if sum((bool(table.control), table.control_args is not None, bool(table.uncontrolled))) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,13 +30,19 @@ for folder, folders, names in os.walk("/"):
 
 
 @pytest.fixture
-def canary() -> Iterator[Path]:
-    """A file of the host that everybody may read; writable by all as well, so that rights alone do not keep it."""
-    path = Path(f"/var/tmp/sandboxd-canary-{os.getpid()}")
-    path.write_text("canary of the host\n")
-    path.chmod(0o666)
-    yield path
-    path.unlink()
+def folder_of_all() -> Iterator[Path]:
+    """A folder of the host where everybody may do everything: a file, a socket that a service listens on."""
+    folder = Path(f"/var/tmp/sandboxd-canary-{os.getpid()}")
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "file").touch()
+    (folder / "file").chmod(0o666)
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(folder / "socket"))
+        (folder / "socket").chmod(0o666)
+        service.listen()
+        yield folder
+    shutil.rmtree(folder)
 
 
 def attempt(launcher: LauncherUnderTest, attempts: bytes, name: str) -> str:
@@ -63,17 +70,38 @@ def test_etc_holds_what_was_generated_and_an_allowlist(launcher: LauncherUnderTe
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
-    [("read-leaked", "a file"), ("list-leaked", "a folder"), ("truncate-leaked", "a change")],
-)
-def test_even_a_leaked_descriptor_of_the_hosts_root_opens_nothing(
-    launcher: LauncherUnderTest, control: Control, attempts: bytes, canary: Path, name: str, why: str
+    ("name", "path"),
+    [
+        ("read-leaked", "file"), ("list-leaked", "."), ("truncate-leaked", "file"), ("mkdir-leaked", "new"),
+        ("mkfifo-leaked", "new"), ("symlink-leaked", "new"), ("unlink-leaked", "file"), ("create-leaked", "."),
+    ],
+)  # fmt: skip
+def test_even_a_leaked_descriptor_of_the_hosts_root_opens_makes_and_removes_nothing(
+    launcher: LauncherUnderTest, control: Control, attempts: bytes, folder_of_all: Path, name: str, path: str
 ) -> None:
     """Landlock alone: the descriptor is really there (`--without mount`), and what it leads to is refused."""
-    target = str(canary.parent if name == "list-leaked" else canary).lstrip("/")
-    assert attempt(control("mount"), attempts, f"{name}={target}") == "EACCES", why
-    assert attempt(control("mount", "landlock"), attempts, f"{name}={target}") == "succeeded", why
-    assert attempt(launcher, attempts, f"{name}={target}") != "succeeded", why
+    asked = f"{name}={str(folder_of_all / path).lstrip('/')}"
+    before = sorted(os.listdir(folder_of_all))
+    assert attempt(launcher, attempts, asked) != "succeeded"
+    assert attempt(control("mount"), attempts, asked) == "EACCES"
+    assert sorted(os.listdir(folder_of_all)) == before
+    assert attempt(control("mount", "landlock"), attempts, asked) == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("stat-leaked", "file"), ("open-path-leaked", "file"), ("list-xattr-leaked", "file"), ("watch-leaked", "."),
+        ("set-xattr-leaked", "file"), ("touch-leaked", "file"), ("connect-leaked", "socket"),
+    ],
+)  # fmt: skip
+def test_what_landlock_knows_no_right_for_only_the_mount_wall_stops(
+    launcher: LauncherUnderTest, control: Control, attempts: bytes, folder_of_all: Path, name: str, path: str
+) -> None:
+    """As SECURITY.md tells."""
+    asked = f"{name}={str(folder_of_all / path).lstrip('/')}"
+    assert attempt(launcher, attempts, asked) != "succeeded"
+    assert attempt(control("mount"), attempts, asked) == "succeeded"
 
 
 def test_the_hosts_shadow_takes_every_wall_away_to_be_read(control: Control, attempts: bytes) -> None:

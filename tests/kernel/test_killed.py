@@ -114,15 +114,23 @@ def send(live: Sandbox, victim: str, number: signal.Signals = signal.SIGKILL) ->
 
 
 def disturbed(
-    workshop: FailingWorkshop, stage: StageSpec, moment: ReportKind, disturb: Callable[[Sandbox], None]
+    workshop: FailingWorkshop,
+    stage: StageSpec,
+    moment: ReportKind,
+    disturb: Callable[[Sandbox], None],
+    *,
+    first: bool = False,
 ) -> Facts:
-    """What is recorded of a job whose sandbox was disturbed right when the launcher heard of `moment`."""
+    """What is recorded of a job whose sandbox was disturbed right when the launcher heard of `moment`; `first`: before
+    it did what follows."""
     found: list[Facts] = []
     heard = Sandbox._on_report
 
     def on_report(live: Sandbox, report: Report) -> None:
+        if first and report.kind is moment:
+            disturb(live)
         heard(live, report)
-        if report.kind is moment:
+        if not first and report.kind is moment:
             disturb(live)
 
     async def run(admission: Admission) -> None:
@@ -173,7 +181,9 @@ def test_a_process_of_ours_that_stands_still_costs_a_deadline(
 ) -> None:
     monkeypatch.setattr(sandbox, "BUILD_DEADLINE_S", 0.3 * SCALE)
     monkeypatch.setattr(sandbox, "KILL_RETRY_S", 0.1)
-    facts = disturbed(workshop, shell(workshop, "exit 0"), moment, lambda live: send(live, victim, signal.SIGSTOP))
+    facts = disturbed(
+        workshop, shell(workshop, "exit 0"), moment, lambda live: send(live, victim, signal.SIGSTOP), first=True
+    )
     if facts.exit_code == 0:
         assert victim == "outer", "it had done its work already"
     elif facts.ending is Ending.WALL_TIME:

@@ -130,7 +130,8 @@ def test_the_shipped_cases_are_read_and_each_can_fail_or_says_why_not() -> None:
     uncontrolled = [each for each in cases if each.table.uncontrolled]
     assert all(len(each.table.uncontrolled) > 15 for each in uncontrolled)
     assert {each.table.severity for each in cases} >= set(Severity) - {Severity.PEER_DENIAL}
-    assert {each.table.program for each in cases} | {"honest.py"} == {
+    used = {name for each in cases for name in (each.table.program, *each.table.files)}
+    assert used | {"honest.py"} == {
         path.name for path in corpus.PROGRAMS.iterdir() if path.suffix != ".c" and path.is_file()
     }
 
@@ -149,6 +150,7 @@ def test_every_case_is_run_with_all_walls_and_every_grave_one_with_each_wall_off
     ("change", "words"),
     [
         ('program = "none-such"', "there is no program"),
+        ('files = ["none-such"]', "there is no program"),
         ('control = ["walls"]', "unknown layers: walls"),
         ("control = []", "exactly one of"),
         ('answers = ["succeeded"]', "no answer of an attack that fails"),

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fanotify.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -76,6 +77,49 @@ static long make_char_node(const char *a) { (void)a; return mknod(SCRATCH "/null
 static long set_hostname(const char *a) { (void)a; return sethostname("changed", 7); }
 static long raise_nice(const char *a) { (void)a; return setpriority(PRIO_PROCESS, 0, -5); }
 static long raise_realtime(const char *a) { (void)a; return sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1}); }
+
+/* --- what the program is; ENODATA: nothing beyond what it should be */
+
+static long nothing_of_it(void) { return errno = ENODATA, -1; }
+static long any_capability(const char *a)
+{
+    (void)a;
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{0}};
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -1;
+    for (int half = 0; half < 2; half++)
+        if (data[half].effective | data[half].permitted | data[half].inheritable)
+            return 0;
+    for (unsigned long capability = 0; capability <= CAP_LAST_CAP; capability++)
+        if (prctl(PR_CAPBSET_READ, capability) == 1 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, capability, 0, 0) == 1)
+            return 0;
+    return nothing_of_it();
+}
+static long any_freedom(const char *a) /* to gain rights by execve, or to call what it likes */
+{
+    (void)a;
+    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1 || prctl(PR_GET_SECCOMP) != 2 ? 0 : nothing_of_it();
+}
+static long any_identity(const char *a) /* but the sandbox's one user, in no other group */
+{
+    (void)a;
+    uid_t real, effective, saved;
+    gid_t group, effective_group, saved_group;
+    if (getresuid(&real, &effective, &saved) < 0 || getresgid(&group, &effective_group, &saved_group) < 0)
+        return -1;
+    int usual = real == 1000 && effective == 1000 && saved == 1000;
+    usual &= group == 1000 && effective_group == 1000 && saved_group == 1000;
+    return usual && getgroups(0, NULL) == 0 ? nothing_of_it() : 0;
+}
+static long any_descriptor(const char *a) /* but 0 to 2, and the pipe that this attempt tells its result by */
+{
+    (void)a;
+    int opened = 0;
+    for (int fd = 0; fd < 65536; fd++)
+        opened += fcntl(fd, F_GETFD) >= 0;
+    return opened > 5 ? 0 : nothing_of_it();
+}
 
 /* --- mounts */
 
@@ -174,19 +218,59 @@ static long open_read(const char *path) { return open(path, O_RDONLY | O_NONBLOC
 static long open_write(const char *path) { return open(path, O_WRONLY | O_NONBLOCK); }
 static long create(const char *path) { return open(path, O_WRONLY | O_CREAT | O_EXCL, 0644); }
 static long read_link(const char *path) { char room[256]; return readlink(path, room, sizeof room); }
-static long read_leaked(const char *path) /* below the descriptor that `--without mount` leaves */
+
+/* --- below the descriptor of the host's root that `--without mount` leaves open. What is there is never changed but where a
+ * test says which file of its own it is: the rest asks for what leaves no trace. */
+
+enum { LEAKED = 3 };
+static const char *leaked(const char *path) /* for calls that take no descriptor */
+{
+    static char name[300];
+    snprintf(name, sizeof name, "/proc/self/fd/%d/%s", LEAKED, path);
+    return name;
+}
+static long read_leaked(const char *path)
 {
     char byte;
-    int fd = openat(3, path, O_RDONLY);
+    int fd = openat(LEAKED, path, O_RDONLY);
     return fd < 0 || read(fd, &byte, 1) < 0 ? -1 : 0;
 }
-static long list_leaked(const char *path) { return openat(3, path, O_RDONLY | O_DIRECTORY); }
-static long truncate_leaked(const char *path)
+static long list_leaked(const char *path) { return openat(LEAKED, path, O_RDONLY | O_DIRECTORY); }
+static long truncate_leaked(const char *path) { return truncate(leaked(path), 0); }
+static long make_leaked(const char *path) { return mkdirat(LEAKED, path, 0755); }
+static long node_leaked(const char *path) { return mkfifoat(LEAKED, path, 0644); }
+static long link_leaked(const char *path) { return symlinkat("link", LEAKED, path); }
+static long unlink_leaked(const char *path) { return unlinkat(LEAKED, path, 0); }
+/* A file without a name, gone with its descriptor. */
+static long create_leaked(const char *folder) { return openat(LEAKED, folder, O_TMPFILE | O_WRONLY, 0600); }
+static long exec_leaked(const char *path)
 {
-    char name[300];
-    snprintf(name, sizeof name, "/proc/self/fd/3/%s", path);
-    return truncate(name, 0);
+    volatile int error = 0;
+    pid_t pid = vfork();
+    if (pid == 0) {
+        syscall(SYS_execveat, LEAKED, path, (char *[]){"leaked", NULL}, NULL, 0);
+        error = errno;
+        _exit(1);
+    }
+    if (pid < 0 || waitpid(pid, NULL, 0) != pid)
+        return -1;
+    errno = error;
+    return error ? -1 : 0;
 }
+static long stat_leaked(const char *path) { struct stat found; return fstatat(LEAKED, path, &found, AT_SYMLINK_NOFOLLOW); }
+static long point_leaked(const char *path) { return openat(LEAKED, path, O_PATH); }
+static long read_link_leaked(const char *path) { char room[256]; return readlinkat(LEAKED, path, room, sizeof room); }
+static long watch_leaked(const char *path) { return inotify_add_watch(inotify_init(), leaked(path), IN_ALL_EVENTS); }
+static long list_attributes_leaked(const char *path) { return listxattr(leaked(path), NULL, 0); }
+static long set_attribute_leaked(const char *path) /* ENODATA only for who may set it; there is none to replace */
+{
+    long r = setxattr(leaked(path), "user.sandboxd-none", "x", 1, XATTR_REPLACE);
+    return r < 0 && errno == ENODATA ? 0 : r;
+}
+static long touch_leaked(const char *path) { return utimensat(LEAKED, path, NULL, 0); } /* to now, as whoever makes a file in it */
+
+/* --- handles and roots */
+
 static long handle(const char *path)
 {
     struct { struct file_handle head; char room[128]; } h = {.head.handle_bytes = 128};
@@ -249,8 +333,13 @@ static long connect_abstract(const char *name)
 static long connect_path(const char *path)
 {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
-    strncpy(at.sun_path, path, sizeof at.sun_path - 1);
+    snprintf(at.sun_path, sizeof at.sun_path, "%s", path);
     return connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&at, sizeof at);
+}
+static long connect_leaked(const char *path) /* a folder, say: it is refused by no wall, but because nobody listens */
+{
+    long r = connect_path(leaked(path));
+    return r < 0 && errno == ECONNREFUSED ? 0 : r;
 }
 static long io_uring(const char *a) { (void)a; struct io_uring_params p = {0}; return syscall(SYS_io_uring_setup, 4, &p); }
 static long user_fault(const char *a) { (void)a; return syscall(SYS_userfaultfd, 1 /* UFFD_USER_MODE_ONLY */); }
@@ -279,6 +368,7 @@ static long gift_pages(const char *a)
     struct iovec io = {&byte, 1};
     return pipe(pair) < 0 ? -1 : syscall(SYS_vmsplice, pair[1], &io, 1, 0);
 }
+static long make_queue(const char *a) { (void)a; return syscall(SYS_mq_open, "sandboxd", O_CREAT | O_RDWR, 0600, NULL); }
 static long old_aio(const char *a) { (void)a; unsigned long context = 0; return syscall(SYS_io_setup, 1, &context); }
 static long odd_personality(const char *a) { (void)a; return personality(READ_IMPLIES_EXEC); }
 static long move_memory(const char *a) { (void)a; void *page = NULL; int status; return syscall(SYS_move_pages, 0, 0, &page, NULL, &status, 0); }
@@ -320,6 +410,7 @@ static long push_input(const char *a)
     return master < 0 ? -1 : ioctl(master, TIOCSTI, "x");
 }
 static long lease(const char *a) { (void)a; close(open(SCRATCH "/leased", O_CREAT | O_WRONLY, 0644)); return fcntl(open(SCRATCH "/leased", O_RDONLY), F_SETLEASE, F_RDLCK); }
+static long notify(const char *folder) { return fcntl(open(folder, O_RDONLY | O_DIRECTORY), F_NOTIFY, DN_ACCESS | DN_CREATE); }
 /* Call number N with every argument -1, or 0. It may block, fork, or end its caller. */
 static long number_with(const char *n, long a)
 {
@@ -352,19 +443,25 @@ static const struct { const char *name; attempt *run; } attempts[] = {
     {"set-uid-0", set_uid_0}, {"set-gid-0", set_gid_0}, {"set-groups", set_groups}, {"gain-capabilities", gain_capabilities},
     {"set-file-capability", set_file_capability}, {"give-away", give_away}, {"make-node", make_node},
     {"make-char-node", make_char_node}, {"set-hostname", set_hostname}, {"raise-nice", raise_nice}, {"raise-realtime", raise_realtime},
+    {"any-capability", any_capability}, {"any-freedom", any_freedom}, {"any-identity", any_identity}, {"any-descriptor", any_descriptor},
     {"mount", mount_type}, {"mount-bind", mount_bind}, {"remount-writable", remount_writable}, {"unmount", unmount}, {"pivot", pivot},
     {"chroot", change_root}, {"fsopen", fs_open}, {"open-tree", clone_tree}, {"mount-setattr", set_mount_attributes},
     {"unshare", unshare_flags}, {"clone", clone_flags}, {"clone3", clone3_flags}, {"setns", enter},
     {"attach", attach}, {"trace-me", trace_me}, {"read-memory", read_memory}, {"write-memory", write_memory}, {"steal-fd", steal_fd},
     {"compare", compare}, {"kill", kill_it}, {"stop", stop_it},
-    {"open", open_read}, {"open-write", open_write}, {"create", create}, {"readlink", read_link}, {"read-leaked", read_leaked},
-    {"list-leaked", list_leaked}, {"truncate-leaked", truncate_leaked}, {"handle", handle}, {"open-handle", open_handle}, {"walk-out", walk_out},
+    {"open", open_read}, {"open-write", open_write}, {"create", create}, {"readlink", read_link},
+    {"read-leaked", read_leaked}, {"list-leaked", list_leaked}, {"truncate-leaked", truncate_leaked}, {"mkdir-leaked", make_leaked},
+    {"mkfifo-leaked", node_leaked}, {"symlink-leaked", link_leaked}, {"unlink-leaked", unlink_leaked}, {"create-leaked", create_leaked},
+    {"exec-leaked", exec_leaked}, {"stat-leaked", stat_leaked}, {"open-path-leaked", point_leaked}, {"readlink-leaked", read_link_leaked},
+    {"watch-leaked", watch_leaked}, {"list-xattr-leaked", list_attributes_leaked}, {"set-xattr-leaked", set_attribute_leaked},
+    {"touch-leaked", touch_leaked}, {"connect-leaked", connect_leaked},
+    {"handle", handle}, {"open-handle", open_handle}, {"walk-out", walk_out},
     {"socket", make_socket}, {"route", route_to}, {"abstract", connect_abstract}, {"connect", connect_path},
     {"io-uring", io_uring}, {"userfaultfd", user_fault}, {"bpf", bpf_map}, {"perf", perf}, {"add-key", add_key}, {"keyctl", key_control},
     {"request-key", request_key}, {"fanotify", fanotify}, {"memfd-secret", secret_memory}, {"vmsplice", gift_pages}, {"old-aio", old_aio},
     {"personality", odd_personality}, {"move-pages", move_memory}, {"syslog", kernel_log}, {"clock-settime", set_clock}, {"set-mm", set_mm},
     {"listener", listener}, {"raise-core", raise_core}, {"raise-files", raise_files}, {"terminal", terminal}, {"push-input", push_input},
-    {"lease", lease}, {"number", number}, {"number-0", number_0},
+    {"lease", lease}, {"notify", notify}, {"queue", make_queue}, {"number", number}, {"number-0", number_0},
 #ifdef __x86_64__
     {"int-80", int_80}, {"x32", x32}, {"modify-ldt", local_descriptors},
 #endif

@@ -6,6 +6,9 @@ import socket
 import sys
 
 libc = ctypes.CDLL(None, use_errno=True)
+ADD_KEY, KEYCTL = (248, 250) if os.uname().machine == "x86_64" else (217, 219)
+KEYCTL_SEARCH = 10
+USER_KEYRING = -4
 keep = []
 
 
@@ -40,12 +43,9 @@ CHANNELS = {
         lambda: libc.prctl(15, b"channel", 0, 0, 0),
         lambda: any("channel" in open(f"/proc/{n}/comm").read() for n in os.listdir("/proc") if n.isdigit()),
     ),
-    "message-queue": (
-        lambda: (
-            open("/tmp/mq", "w").close() if libc.mq_open(b"/channel", os.O_CREAT | os.O_RDWR, 0o666, None) < 0 else None
-        ),
-        # Where queues cannot be made at all, the program's own file stands for one in the control.
-        lambda: libc.mq_open(b"/channel", os.O_RDONLY) >= 0 or os.path.exists("/tmp/mq"),
+    "keys": (
+        lambda: libc.syscall(ADD_KEY, b"user", b"channel", b"x", 1, USER_KEYRING),
+        lambda: libc.syscall(KEYCTL, KEYCTL_SEARCH, USER_KEYRING, b"user", b"channel", 0) >= 0,
     ),
 }
 

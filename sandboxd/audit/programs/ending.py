@@ -30,11 +30,12 @@ if how == "signal":
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)
     time.sleep(5)
-elif how in ("exit", "exit-each"):
+elif how == "exit":
     os._exit(int(sys.argv[2]))
 elif how == "fake-result":
-    print('{"verdict": "ok", "exit_code": 0, "cpu_time_s": 0.0, "state": "finished"}')
+    print('{"verdict": "ok", "exit_code": 0, "cpu_time_s": 0.0, "state": "finished"}', flush=True)
     sys.stderr.write("sandboxd: killed after 1 s of CPU; the limit is 1 s\n")
+    os._exit(int(sys.argv[2]))
 elif how == "kill-all":
     child = os.fork()
     if child == 0:
@@ -70,6 +71,11 @@ elif how == "stop":
     os.kill(os.getpid(), signal.SIGSTOP)
 elif how == "futex":
     threading.Event().wait()
+elif how == "sigwait":
+    while True:
+        signal.sigwait(signal.valid_signals())
+elif how == "read":
+    os.read(os.pipe()[0], 1)
 elif how == "oom-child":
     if os.fork() == 0:
         eat()
@@ -83,20 +89,6 @@ elif how == "oom-shared":
     shared = mmap.mmap(-1, 200 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     for at in range(0, len(shared), 4096):
         shared[at] = 1
-elif how == "oom-stack":
-    if os.fork() == 0:
-        threading.stack_size(48 << 20)
-        kept = []
-
-        def deep():
-            kept.append(bytearray(1 << 20))
-            deep()
-
-        sys.setrecursionlimit(1 << 20)
-        thread = threading.Thread(target=deep)
-        thread.start()
-        thread.join()
-    os.wait()
 elif how == "big-file":
     with open("big", "wb", buffering=0) as big:
         try:

@@ -1,4 +1,8 @@
-"""More of one thing than a job may have. usage: flood.py WHAT. Files: says the errno that ended it."""
+"""More of one thing than a job may have. usage: flood.py WHAT.
+
+Floods tell how many they have made each time it doubled (`N made`, for whoever is killed), and what refused them more
+(`N ERRNO`). Bombs stay with all that they have until the wall limit; the rest ends.
+"""
 
 import ctypes
 import errno
@@ -14,26 +18,33 @@ import threading
 import time
 
 what = sys.argv[1]
-libc = ctypes.CDLL(None)
+libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 keep = []
 
 
-def until_refused(make):
-    try:
-        for number in range(1 << 20):
-            make(number)
-    except OSError as error:
-        return errno.errorcode[error.errno]
+def checked(result):
+    """What a call of libc's gave; raises OSError."""
+    if result in (-1, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "refused")
+    return result
+
+
+def tell(made):
+    if made & (made - 1) == 0:
+        print(made, "made", flush=True)
+
+
+def flood(make, end=1 << 62):
+    for made in range(end):
+        try:
+            make(made)
+        except OSError as error:
+            return f"{made} {errno.errorcode[error.errno]}"
+        tell(made + 1)
     return "no-end"
-
-
-def forever(make):
-    for number in itertools.count():
-        if make(number) is False:
-            return "refused"
 
 
 def deleted(_number):
@@ -86,7 +97,7 @@ def page_tables(_number):
 def queued(number):
     if not number:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
-    return libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), None) == 0
+    checked(libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), None))
 
 
 def locks(number):
@@ -99,17 +110,27 @@ KERNEL_OBJECTS = {
     "pipes": pipes,
     "sockets": sockets,
     "epolls": lambda n: keep.append(select.epoll()),
-    "inotify": lambda n: libc.inotify_init() >= 0,
+    "inotify": lambda n: checked(libc.inotify_init()),
     "eventfds": lambda n: keep.append(os.eventfd(0)),
     "memfds": memfds,
-    "timers": lambda n: libc.timer_create(1, 0, ctypes.byref(ctypes.c_long())) == 0,
+    "timers": lambda n: checked(libc.timer_create(1, 0, ctypes.byref(ctypes.c_long()))),
     "queued-signals": queued,
     "mappings": lambda n: keep.append(mmap.mmap(-1, 4096, prot=1 + n % 2)),
     "page-tables": page_tables,
-    "sysv": lambda n: libc.memset(libc.shmat(libc.shmget(0, 1 << 20, 0o1600), None, 0), 1, 1 << 20) and None,
+    "sysv": lambda n: libc.memset(checked(libc.shmat(checked(libc.shmget(0, 1 << 20, 0o1600)), None, 0)), 1, 1 << 20),
     "locks": locks,
-    "negative-dentries": lambda n: os.path.exists(f"/box/{n}" + "x" * 200) and None,
+    "negative-dentries": lambda n: os.path.exists(f"/box/{n}" + "x" * 200),
 }
+
+
+def forks(_number):
+    """What a child makes is counted by its parents: they are all there when no more can be."""
+    if os.fork() == 0:
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                signal.pause()
 
 
 def zombies(_number):
@@ -117,26 +138,49 @@ def zombies(_number):
         os._exit(0)
 
 
-def orphans(_number):
+def threads(_number):
+    try:
+        threading.Thread(target=signal.sigwait, args=([signal.SIGRTMIN],), daemon=True).start()
+    except RuntimeError:
+        raise BlockingIOError(errno.EAGAIN, "can't start new thread") from None
+
+
+def orphans():
+    """Each runs away from its parent's end, while the first stays."""
+    generation = 1
     if os.fork():
-        os._exit(0)
-    os.setsid()
+        signal.pause()
+    while True:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        generation += 1
+        tell(generation)
 
 
 BOMBS = {
-    "forks": lambda n: os.fork() and None,
+    "forks": forks,
     "zombies": zombies,
-    "threads": lambda n: threading.Thread(target=time.sleep, args=(60,)).start(),
-    "orphans": orphans,
-    "spawns": lambda n: os.posix_spawn("/bin/sleep", ["sleep", "60"], {}) and None,
+    "threads": threads,
+    "spawns": lambda n: os.posix_spawn("/bin/sleep", ["sleep", "60"], {}),
 }
+
+
+def bomb(make):
+    refused = flood(make).split()[1]
+    own = [name for name in os.listdir("/proc") if name.isdigit()]
+    tasks = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in own)
+    print(tasks, refused, flush=True)
+    signal.pause()
+
+
 OUTPUT = {
-    "stdout": lambda n: os.write(1, b"x" * 65536) and None,
-    "stderr": lambda n: os.write(2, b"x" * 65536) and None,
-    "both-streams": lambda n: os.write(1 + n % 2, b"x" * 65536) and None,
-    "single-bytes": lambda n: os.write(1, b"x") and None,
-    "nuls": lambda n: os.write(1, bytes(65536)) and None,
-    "no-text": lambda n: os.write(1, b"\xff\xfe\x1b[2J" * 10000) and None,
+    "stdout": lambda n: os.write(1, b"x" * 65536),
+    "stderr": lambda n: os.write(2, b"x" * 65536),
+    "both-streams": lambda n: os.write(1 + n % 2, b"x" * 65536),
+    "single-bytes": lambda n: os.write(1, b"x"),
+    "nuls": lambda n: os.write(1, bytes(65536)),
+    "no-text": lambda n: os.write(1, b"\xff\xfe\x1b[2J" * 10000),
 }
 
 
@@ -150,33 +194,41 @@ def daemons(stopped):
                 os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(60)
             os._exit(0)
+    print(20, "daemons")
 
 
 def crashes():
     for number in range(300):
         if os.fork() == 0:
             os.kill(os.getpid(), signal.SIGSEGV) if number % 2 else ctypes.string_at(0)
-        os.wait()
+        if not os.WIFSIGNALED(os.wait()[1]):
+            return
+    print(number + 1, "crashed")
 
 
 def refusals():
+    denied = 0
     for _ in range(2000):
-        libc.unshare(0x10000000)
+        denied += libc.unshare(0x10000000) < 0
         try:
             open("/usr/denied", "w")
         except OSError:
-            pass
+            denied += 1
+    print(denied, "refused")
 
 
 if what in FILES:
     os.chdir("/box")
-    print(until_refused(FILES[what]))
+    print(flood(FILES[what], 1 << 20))
 elif what in KERNEL_OBJECTS:
-    print(forever(KERNEL_OBJECTS[what]))
+    print(flood(KERNEL_OBJECTS[what]))
 elif what in BOMBS:
-    forever(BOMBS[what])
+    bomb(BOMBS[what])
+elif what == "orphans":
+    orphans()
 elif what in OUTPUT:
-    forever(OUTPUT[what])
+    for number in itertools.count():
+        OUTPUT[what](number)
 elif what in ("daemons", "stopped-daemons"):
     daemons(what == "stopped-daemons")
 elif what == "crashes":

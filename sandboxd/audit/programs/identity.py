@@ -64,8 +64,17 @@ def setuid():
 
 
 def environment():
-    assert os.environ["LD_PRELOAD"] == "/box/evil.so"
-    return any(os.path.exists(path) for path in ("/box/evil-was-here", "/tmp/evil-was-here"))
+    """What the environment names is loaded by this process and by its own child, and was by nobody before."""
+    with subprocess.Popen(["/bin/bash", "-c", ":"]) as child:
+        pass
+    with open("/tmp/loaded") as file:
+        records = [tuple(line.split()) for line in file]
+    print(records)
+    me = (str(os.getuid()), str(os.getpid()), os.readlink("/proc/self/ns/pid"))
+    childs = (me[0], str(child.pid), me[2])
+    own = {("preload", *me), ("python", *me), ("preload", *childs), ("bash", *childs[:2])}
+    assert own <= set(records), "code of the job's is loaded where the environment is the job's"
+    return bool(set(records) - own)
 
 
 print("succeeded" if globals()[sys.argv[1]]() else "held")

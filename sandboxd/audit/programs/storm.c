@@ -5,11 +5,13 @@
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,6 +27,21 @@ __attribute__((noreturn)) static void stopped_by(const char *what)
 __attribute__((noreturn)) static void stopped(void)
 {
     stopped_by(strerrorname_np(errno));
+}
+
+__attribute__((noreturn)) static void made(long count)
+{
+    printf("%ld ", count);
+    stopped();
+}
+
+/* For who is killed: how many there have been, each time they doubled. */
+static void tell(long count, const char *what)
+{
+    if (count & (count - 1))
+        return;
+    printf("%ld %s\n", count, what);
+    fflush(stdout);
 }
 
 /* --- storms: they never end by themselves ------------------------------------------------------------------------------ */
@@ -71,30 +88,77 @@ static void wake(void)
 
 static void churn(void)
 {
+    static long children;
     pid_t child = fork();
     if (child == 0)
         _exit(0);
-    if (child > 0)
-        waitpid(child, NULL, 0);
+    if (child < 0)
+        stopped();
+    waitpid(child, NULL, 0);
+    tell(++children, "churned");
+}
+
+/* Two sockets in flight in each other's queues: only the kernel's collector ever frees them, in a thread of its own. */
+static void unix_gc(void)
+{
+    int pair[2];
+    char room[CMSG_SPACE(sizeof pair)] = {0};
+    struct iovec byte = {"x", 1};
+    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    *rights = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof pair)};
+    if (socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) < 0)
+        stopped();
+    memcpy(CMSG_DATA(rights), pair, sizeof pair);
+    static long pairs;
+    if (sendmsg(pair[0], &message, 0) >= 0 && sendmsg(pair[1], &message, 0) >= 0)
+        tell(++pairs, "dropped");
+    else if (errno != ETOOMANYREFS) /* until the collector is through */
+        stopped();
+    close(pair[0]);
+    close(pair[1]);
 }
 
 /* --- floods ------------------------------------------------------------------------------------------------------------- */
 
+/* Stays with all that it has, until the wall limit. */
+__attribute__((noreturn)) static void refused_after(long made)
+{
+    printf("%ld %s\n", made, strerrorname_np(errno));
+    fflush(stdout);
+    for (;;)
+        pause();
+}
+
 static void forks(void)
 {
-    for (;;)
-        if (fork() < 0)
-            pause(); /* with its children it keeps all places taken, until the wall limit */
+    pid_t first = getpid();
+    long *made = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (made == MAP_FAILED)
+        stopped();
+    for (;;) {
+        pid_t child = fork();
+        if (child == 0)
+            __atomic_add_fetch(made, 1, __ATOMIC_SEQ_CST);
+        if (child < 0 && getpid() == first) {
+            int refused = errno;
+            usleep(50000); /* each counts itself, once it runs */
+            errno = refused;
+            refused_after(*made);
+        }
+        if (child < 0)
+            pause();
+    }
 }
 
 static void zombies(void)
 {
-    for (;;) {
+    for (long made = 0;; made++) {
         pid_t child = fork();
         if (child == 0)
             _exit(0);
         if (child < 0)
-            stopped();
+            refused_after(made);
     }
 }
 
@@ -106,11 +170,25 @@ static void *wait_for_ever(void *nothing)
 
 static void threads(void)
 {
-    for (;;) {
+    for (long made = 0;; made++) {
         pthread_t thread;
-        int error = pthread_create(&thread, NULL, wait_for_ever, NULL);
-        if (error)
-            stopped_by(strerrorname_np(error));
+        if ((errno = pthread_create(&thread, NULL, wait_for_ever, NULL)))
+            refused_after(made);
+    }
+}
+
+static int only_wait(void *nothing)
+{
+    return wait_for_ever(nothing) != NULL;
+}
+
+/* Processes that share one memory, each on a stack of its own. */
+static void tasks(void)
+{
+    for (long made = 0;; made++) {
+        char *stack = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (stack == MAP_FAILED || clone(only_wait, stack + 16 * PAGE, CLONE_VM | CLONE_FS | CLONE_FILES | SIGCHLD, NULL) < 0)
+            refused_after(made);
     }
 }
 
@@ -130,18 +208,32 @@ static void daemons(void)
         }
     while (wait(NULL) > 0)
         ;
-    stopped_by("daemons");
+    stopped_by("10 daemons");
+}
+
+static void bite(int flags)
+{
+    char *place = mmap(NULL, BIG, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+    if (place == MAP_FAILED)
+        stopped();
+    memset(place, 1, BIG);
 }
 
 static void eat(int flags)
 {
-    for (;;) {
-        char *place = mmap(NULL, BIG, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
-        if (place == MAP_FAILED)
-            stopped();
-        memset(place, 1, BIG);
-    }
+    for (;;)
+        bite(flags);
 }
+
+static int deeper(long depth)
+{
+    volatile char frame[16 * PAGE];
+    for (size_t at = 0; at < sizeof frame; at += PAGE)
+        frame[at] = 1;
+    return depth == 1 << 20 ? 0 : deeper(depth + 1) + frame[depth % (long)sizeof frame];
+}
+
+static void stack(void) { exit(deeper(0)); }
 
 static void child_eats(void)
 {
@@ -167,7 +259,7 @@ static void names(void)
         snprintf(name, sizeof name, "name-%ld", number);
         int fd = open(name, O_WRONLY | O_CREAT, 0600);
         if (fd < 0)
-            stopped();
+            made(number);
         close(fd);
     }
 }
@@ -176,20 +268,28 @@ static void disk(void)
 {
     static char page[PAGE];
     int fd = open("disk", O_WRONLY | O_CREAT, 0600);
+    long pages = 0;
     while (write(fd, page, sizeof page) > 0)
-        ;
-    stopped();
+        pages++;
+    made(pages);
+}
+
+static void crash(void)
+{
+    for (int bites = 0; bites < 6; bites++)
+        bite(MAP_PRIVATE);
+    raise(SIGSEGV);
 }
 
 int main(int argc, char **argv)
 {
     static const struct { const char *name; void (*turn)(void); } storms[] = {
         {"spin", spin}, {"sync", sync_all}, {"fsync", sync_file}, {"memcpy", copy}, {"membarrier", barrier},
-        {"mappings", map}, {"futex", wake}, {"churn", churn},
+        {"mappings", map}, {"futex", wake}, {"churn", churn}, {"unix-gc", unix_gc},
     };
     static const struct { const char *name; void (*flood)(void); } floods[] = {
-        {"forks", forks}, {"zombies", zombies}, {"threads", threads}, {"daemons", daemons}, {"child-eats", child_eats},
-        {"names", names}, {"disk", disk},
+        {"forks", forks}, {"zombies", zombies}, {"threads", threads}, {"tasks", tasks}, {"daemons", daemons},
+        {"stack", stack}, {"child-eats", child_eats}, {"names", names}, {"disk", disk}, {"crash", crash},
     };
     if (argc != 2)
         return 2;
