@@ -38,8 +38,8 @@ exec "$@"
 """Enters the cgroups behind these descriptors (bash)."""
 
 _IN_MEMORY = """
-folder=$1 program=$2; shift 2
-mount -t tmpfs -o size=64m,nr_inodes=8192,mode=1777 tmpfs "$folder" && cp "$program" "$folder"/ || exit
+folder=$1 files=$2; shift 2
+mount -t tmpfs -o size=64m,nr_inodes=8192,mode=1777 tmpfs "$folder" && cp $files "$folder"/ || exit
 exec "$@"
 """
 """The job's folder, in a mount namespace of its own."""
@@ -83,7 +83,8 @@ class PeerTarget:
         with tempfile.TemporaryDirectory(prefix="sandboxd-audit-", dir="/tmp") as name, self._bounded() as (fds, enter):
             folder = Path(name, "box")
             folder.mkdir()
-            make = ("/bin/sh", "-c", _IN_MEMORY, "sh", str(folder), str(PROGRAMS / case.table.program))
+            files = " ".join(str(PROGRAMS / file) for file in (case.table.program, *case.table.files))
+            make = ("/bin/sh", "-c", _IN_MEMORY, "sh", str(folder), files)
             env = [f"{name}={value}" for name, value in {"PATH": "/usr/bin:/bin", **case.table.env}.items()]
             program = ["/usr/bin/env", "-i", *env, *argv_of(case, args)]
             command = [*enter, *self._prefix, *make, *self._command(Path(name), folder), *program]

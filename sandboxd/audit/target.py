@@ -149,7 +149,7 @@ class LauncherTarget:
 
     def _stage(self, case: Case, args: Sequence[str], *, stdin: bytes | None = b"") -> StageSpec:
         policy = self._catalogue.policy(_NO_NETWORK if case.table.no_network else _POLICY)
-        program = case.table.program
+        names = (case.table.program, *case.table.files)
         return StageSpec(
             name="run",
             policy=policy.name,
@@ -157,7 +157,10 @@ class LauncherTarget:
             argv=argv_of(case, args),
             env=case.table.env,
             limits=effective_limits(policy, {}, from_edge(case.table.limits)),
-            files=(InputFile(path=program, content=(PROGRAMS / program).read_bytes(), executable=case.is_compiled),),
+            files=tuple(
+                InputFile(path=name, content=(PROGRAMS / name).read_bytes(), executable=not name.endswith(".py"))
+                for name in names
+            ),
             stdin=stdin,
         )
 
