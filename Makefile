@@ -3,11 +3,12 @@ PREFIX ?= /opt/sandboxd
 TEST_PREFIX ?= /opt/sandboxd-tests
 PYTEST_ARGS ?=
 BENCH ?=
+FUZZ_SECONDS ?= 300
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench vm-test install uninstall lock clean bootstrap test-install
+.PHONY: help demo test lint fuzz bench vm-test install uninstall lock clean bootstrap test-install
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -20,6 +21,9 @@ test: test-install ## install everything that is needed and run the tests
 
 lint: test-install ## ruff, mypy and the C compiler's warnings, as `make test` runs them too
 	@scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/test_style.py tests/test_architecture.py
+
+fuzz: test-install ## fuzz every border for FUZZ_SECONDS each (default 300): API, launcher, init's lists and reports, policies, profiles
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/fuzz tests/api/test_fuzz.py
 
 bench: test-install ## `sandboxd bench`: ratios of one run, and charts (BENCH=cold: one question, BENCH=--list: their names)
 	@scripts/as-root $(TEST_PREFIX)/bin/sandboxd bench $(BENCH)
@@ -44,5 +48,6 @@ clean: ## remove what builds and tests left in the checkout
 bootstrap:
 	@scripts/as-root scripts/bootstrap.sh
 
-test-install: bootstrap
+test-install:
+	@scripts/as-root scripts/bootstrap.sh test
 	@scripts/as-root scripts/install.sh $(TEST_PREFIX) test

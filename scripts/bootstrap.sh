@@ -1,5 +1,6 @@
 #!/bin/bash
 # Installs the Debian or Ubuntu packages that sandboxd needs and that are missing; does nothing, quickly, when none is. Needs root.
+# usage: scripts/bootstrap.sh [test]    "test": also what only tests need
 # No service is started and none is left enabled: sandboxd runs a Redis of its own.
 set -euo pipefail
 
@@ -12,7 +13,9 @@ command -v apt-get >/dev/null || die "only Debian 12 and Ubuntu 24.04 (or newer)
 
 missing=()
 # libc6-dev has the static libc that the sandbox's PID 1 is linked with; g++ makes C++ a language that the image offers.
-for package in python3 python3-venv gcc g++ libc6-dev libseccomp2 util-linux passwd procps iproute2 ca-certificates; do
+wanted=(python3 python3-venv gcc g++ libc6-dev libseccomp2 util-linux passwd procps iproute2 ca-certificates)
+[ "${1:-}" != test ] || wanted+=(clang libclang-rt-dev) # libFuzzer: 68 MB to download
+for package in "${wanted[@]}"; do
     have_package "$package" || missing+=("$package")
 done
 redis=

@@ -30,6 +30,7 @@ class ReportKind(enum.IntEnum):
     OUTER = 9
 
 
+_KINDS = frozenset(ReportKind)
 _AFTER = {
     ReportKind.OUTER: None,
     ReportKind.PIDFD: None,
@@ -42,6 +43,12 @@ _AFTER = {
 }
 """What must have come before."""
 _WITH_FD = (ReportKind.OUTER, ReportKind.PIDFD, ReportKind.TREE)
+_FD_IS = {
+    ReportKind.OUTER: syscalls.is_child,
+    ReportKind.PIDFD: syscalls.is_child,
+    ReportKind.READY: syscalls.is_seccomp_listener,
+}
+"""What is waited for until the sandbox is gone must be what it should: another descriptor may stay silent for ever."""
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -68,17 +75,20 @@ class ReportReader:
         """The next report; None at end of file. Raises BlockingIOError when there is none yet, ProtocolError out of
         order."""
         data, fds = syscalls.receive(control, _REPORT.size + 1, 1)
-        if not data:
+        if not data and not fds:
             return None
-        if len(data) != _REPORT.size:
-            raise ProtocolError(f"init sent {len(data)} bytes instead of {_REPORT.size}")
-        number, phase, step, error, status, alone, exec_ns, end_ns, payload_ns, init_ns = _REPORT.unpack(data)
         try:
-            kind = self._check(number, len(fds))
-        except (ProtocolError, ValueError):
+            return self._report(data, fds)
+        except ProtocolError:
             for fd in fds:
                 os.close(fd)
             raise
+
+    def _report(self, data: bytes, fds: list[int]) -> Report:
+        if len(data) != _REPORT.size:
+            raise ProtocolError(f"init sent {len(data)} bytes instead of {_REPORT.size}")
+        number, phase, step, error, status, alone, exec_ns, end_ns, payload_ns, init_ns = _REPORT.unpack(data)
+        kind = self._check(number, fds)
         return Report(
             kind=kind,
             phase=phase,
@@ -93,13 +103,17 @@ class ReportReader:
             fd=fds[0] if fds else None,
         )
 
-    def _check(self, number: int, fd_count: int) -> ReportKind:
+    def _check(self, number: int, fds: list[int]) -> ReportKind:
         """FAILED may come at any time, from PID 1 also before outer sent its pidfd: the order goes on without it."""
+        if number not in _KINDS:
+            raise ProtocolError(f"init sent a report of kind {number}")
         kind = ReportKind(number)
         if kind is not ReportKind.FAILED:
             if kind in self._seen or _AFTER[kind] not in self._seen:
                 raise ProtocolError(f"init sent {kind.name} out of order")
             self._seen.add(kind)
-        if bool(fd_count) != (kind in _WITH_FD) and kind is not ReportKind.READY:
-            raise ProtocolError(f"init sent {kind.name} with {fd_count} descriptors")
+        if bool(fds) != (kind in _WITH_FD) and kind is not ReportKind.READY:
+            raise ProtocolError(f"init sent {kind.name} with {len(fds)} descriptors")
+        if fds and kind in _FD_IS and not _FD_IS[kind](fds[0]):
+            raise ProtocolError(f"init sent {kind.name} with another descriptor than is due")
         return kind

@@ -52,6 +52,9 @@ BUILD_DEADLINE_S = 10.0
 KILL_RETRY_S = 1.0
 CPU_CHECK_MIN_S = 0.002
 CPU_CHECK_IDLE_S = 0.005
+CPU_UNCHARGED_NS = NANOSECONDS
+"""What a running process has used and the kernel has not charged to its cgroup yet, at the very most."""
+NEVER_NS = 1 << 64
 OOM_CHECK_S = 0.001
 OOM_CHECK_MAX_S = 0.1
 TEAR_DOWN_DELAY_S = 0.003
@@ -124,6 +127,7 @@ class Sandbox:
         self._exec_errno: int | None = None
         self._failure: Failure | None = None
         self._ending = Ending.NONE
+        self._given_ns = NEVER_NS
         self._end_ns = 0
         self._asked_to_die = False
         self._reports_ended = False
@@ -185,6 +189,7 @@ class Sandbox:
     def _give(self) -> None:
         """Hands the prepared job over, under its limits. Precondition: READY."""
         self.state = State.RUNNING
+        self._given_ns = time.monotonic_ns()
         if self._attempt("Give", self._hand_over):
             self._after(BUILD_DEADLINE_S, self._on_start_deadline, State.RUNNING)
 
@@ -247,7 +252,7 @@ class Sandbox:
                 self._on_report(report)
         except BlockingIOError:
             return
-        except (ConnectionError, ProtocolError, ValueError) as error:
+        except (ConnectionError, ProtocolError) as error:
             self._fail(StepError("Report", str(error), errno.EPROTO))
             self._on_reports_ended()
 
@@ -303,6 +308,12 @@ class Sandbox:
                 self._give()
 
     def _on_started(self, report: Report) -> None:
+        """Limits rest on what is told here, by a process that had the job's files in its hands: it must be possible."""
+        if not self._given_ns <= report.exec_ns <= time.monotonic_ns():
+            raise ProtocolError("init sent STARTED for another time than since it had its job")
+        own_cpu_ns = report.payload_cpu_ns + (self._held.init_cpu_ns if self._held is not None else 0)
+        if own_cpu_ns > CPU_UNCHARGED_NS and own_cpu_ns - CPU_UNCHARGED_NS > self._leaf.cpu_usage_ns():
+            raise ProtocolError("init sent STARTED with more CPU time than was used")
         self._started = report
         if self.state is State.RUNNING:
             left_ns = self._limits.wall_time_ns - (time.monotonic_ns() - report.exec_ns)
@@ -319,6 +330,8 @@ class Sandbox:
     def _on_ended(self, report: Report) -> None:
         """What ended our process before its program began is no deed of the program's. A memory limit that the job's
         files do not fit into may be the reason: the verdict looks at that first."""
+        if report.end_ns > time.monotonic_ns():
+            raise ProtocolError("init sent ENDED for a time to come")
         self._ended = report
         self._end_ns = report.end_ns
         if self.state < State.RUNNING:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import socket
 from collections.abc import Iterable, Mapping
 
@@ -152,3 +153,22 @@ def receive(sock: socket.socket, size: int, descriptors_max: int) -> tuple[bytes
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
     return data, list(numbers)
+
+
+def is_child(fd: int) -> bool:
+    """Whether a descriptor is the pidfd of a child of this process, or of a process that has ended: who ignores SIGCHLD
+    has no ended children."""
+    try:
+        os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        return bool(ended.poll(0))
+    except OSError:  # no pidfd
+        return False
+    return True
+
+
+def is_seccomp_listener(fd: int) -> bool:
+    """Whether a descriptor is one that a filter's notifications come from."""
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:seccomp notify"

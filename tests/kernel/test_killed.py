@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import select
 import signal
 import threading
@@ -107,10 +108,10 @@ def send(live: Sandbox, victim: str, number: signal.Signals = signal.SIGKILL) ->
     if pidfd >= 0:
         signal.pidfd_send_signal(pidfd, number)
     elif victim == "payload":
-        folder = Path(os.readlink(f"/proc/self/fd/{live._leaf.v2_fd}"))
-        pids = sorted(map(int, (folder / "cgroup.procs").read_text().split()))
-        if len(pids) > 1:  # it may have ended by itself
-            os.kill(pids[-1], number)
+        (init,) = re.findall(r"^Pid:\t(\d+)$", Path(f"/proc/self/fdinfo/{live._pidfd}").read_text(), re.MULTILINE)
+        pids = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        if pids:  # it may have ended by itself
+            os.kill(int(pids[0]), number)
 
 
 def disturbed(

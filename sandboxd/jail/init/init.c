@@ -68,7 +68,8 @@ static int map_list(int fd, struct image *out)
     errno = EINVAL;
     if (head->magic != WIRE_MAGIC || head->version != WIRE_VERSION || head->size != size || base[size - 1] != 0)
         return -1;
-    if (head->steps > WIRE_STEPS_MAX || sizeof *head + (uint64_t)head->steps * sizeof(struct step) > size)
+    uint64_t steps_end = sizeof *head + (uint64_t)head->steps * sizeof(struct step);
+    if (head->steps > WIRE_STEPS_MAX || steps_end > size)
         return -1;
     const struct step *steps = (const struct step *)(base + sizeof *head);
     for (uint32_t i = 0; i < head->steps; i++) {
@@ -82,7 +83,9 @@ static int map_list(int fd, struct image *out)
     }
     uint32_t vectors[2][2] = {{head->argv, head->argc}, {head->envp, head->envc}};
     for (int v = 0; v < 2; v++) {
-        if (vectors[v][0] % sizeof(uint64_t) || (uint64_t)vectors[v][0] + ((uint64_t)vectors[v][1] + 1) * sizeof(uint64_t) > size)
+        if (vectors[v][0] % sizeof(uint64_t) || vectors[v][0] < steps_end) /* they are written to: see pointers() */
+            return -1;
+        if ((uint64_t)vectors[v][0] + ((uint64_t)vectors[v][1] + 1) * sizeof(uint64_t) > size)
             return -1;
     }
     *out = (struct image){.base = base, .head = head, .steps = steps};
