@@ -115,16 +115,25 @@ def send(live: Sandbox, victim: str, number: signal.Signals = signal.SIGKILL) ->
 
 
 def disturbed(
-    workshop: FailingWorkshop, stage: StageSpec, moment: ReportKind, disturb: Callable[[Sandbox], None]
+    workshop: FailingWorkshop,
+    stage: StageSpec,
+    moment: ReportKind,
+    disturb: Callable[[Sandbox], None],
+    *,
+    before: bool = False,
 ) -> Facts:
-    """What is recorded of a job whose sandbox was disturbed right when the launcher heard of `moment`."""
+    """What is recorded of a job whose sandbox was disturbed right when the launcher heard of `moment`; `before`: before
+    it did anything about it."""
     found: list[Facts] = []
     heard = Sandbox._on_report
 
     def on_report(live: Sandbox, report: Report) -> None:
-        heard(live, report)
+        if not before:
+            heard(live, report)
         if report.kind is moment:
             disturb(live)
+        if before:
+            heard(live, report)
 
     async def run(admission: Admission) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +183,13 @@ def test_a_process_of_ours_that_stands_still_costs_a_deadline(
 ) -> None:
     monkeypatch.setattr(sandbox, "BUILD_DEADLINE_S", 0.3 * SCALE)
     monkeypatch.setattr(sandbox, "KILL_RETRY_S", 0.1)
-    facts = disturbed(workshop, shell(workshop, "exit 0"), moment, lambda live: send(live, victim, signal.SIGSTOP))
+    facts = disturbed(
+        workshop,
+        shell(workshop, "exit 0"),
+        moment,
+        lambda live: send(live, victim, signal.SIGSTOP),
+        before=victim == "payload",  # else it may have its job already, and be done
+    )
     if facts.exit_code == 0:
         assert victim == "outer", "it had done its work already"
     else:
