@@ -23,7 +23,7 @@ lint: test-install ## ruff, mypy and the C compiler's warnings, as `make test` r
 	@scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/test_style.py tests/test_architecture.py
 
 fuzz: test-install ## fuzz every border for FUZZ_SECONDS each (default 300): API, launcher, init's lists and reports, policies, profiles
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/fuzz tests/api/test_fuzz.py
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/as-root scripts/test.sh $(TEST_PREFIX) tests/fuzz tests/api/test_fuzz.py tests/kernel/test_hostile_init.py
 
 bench: test-install ## `sandboxd bench`: ratios of one run, and charts (BENCH=cold: one question, BENCH=--list: their names)
 	@scripts/as-root $(TEST_PREFIX)/bin/sandboxd bench $(BENCH)

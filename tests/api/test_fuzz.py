@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+from fuzzrig import TIMEOUT_S, rounds
 from rig import mutated
 
-ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "800"))
+from sandboxd.spec import (
+    ARG_MAX_BYTES,
+    ARGS_MAX,
+    ENV_MAX,
+    FILES_MAX,
+    PATH_MAX_BYTES,
+    PATH_MAX_LEVELS,
+    SOURCE_MAX_BYTES,
+    STDIN_MAX_BYTES,
+)
+
+ROUNDS = 800
 SCALARS = [
     None,
     True,
@@ -56,11 +70,12 @@ def odd_jobs(chance: random.Random) -> Any:
     return job
 
 
+@pytest.mark.timeout(TIMEOUT_S)
 def test_the_api_answers_every_body(api: Any) -> None:
     seed = os.urandom(8).hex()
     chance = random.Random(seed)
     statuses: dict[int, int] = {}
-    for number in range(ROUNDS):
+    for number in rounds(ROUNDS):
         job = odd_jobs(chance)
         content = (
             json.dumps(job).encode()
@@ -77,3 +92,33 @@ def test_the_api_answers_every_body(api: Any) -> None:
             assert answer.content_type == "application/problem+json", where
             assert answer.json["detail"], where
     assert len(statuses) == 3, statuses
+
+
+def a_file(path: str) -> dict[str, str]:
+    return {"path": path, "content": ""}
+
+
+BOUNDS: dict[str, tuple[int, Callable[[int], dict[str, Any]]]] = {
+    "source": (SOURCE_MAX_BYTES, lambda n: {"source": "x" * n}),
+    "stdin": (STDIN_MAX_BYTES, lambda n: {"stdin": "x" * n}),
+    "args": (ARGS_MAX, lambda n: {"args": ["a"] * n}),
+    "args[0]": (ARG_MAX_BYTES, lambda n: {"args": ["a" * n]}),
+    "env": (ENV_MAX, lambda n: {"env": {f"A{number}": "b" for number in range(n)}}),
+    "env.A": (ARG_MAX_BYTES, lambda n: {"env": {"A": "b" * (n - len("A="))}}),
+    "files": (FILES_MAX, lambda n: {"files": [a_file(f"f{number}") for number in range(n)]}),
+    "files[0].path": (PATH_MAX_BYTES, lambda n: {"files": [a_file("p" * n)]}),
+    "files[0].path, in levels": (PATH_MAX_LEVELS, lambda n: {"files": [a_file("/".join("p" * n))]}),
+}
+"""By the field that is named: its bound, and a body that has so much of it."""
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_is_at_a_bound_is_taken_and_one_more_is_refused(api: Any, name: str) -> None:
+    bound, made = BOUNDS[name]
+    for size, status in ((bound - 1, 202), (bound, 202), (bound + 1, 422)):
+        body = made(size)
+        answer = api.post(
+            json.dumps({"language": "python"} | ({} if "files" in body else {"source": "1"}) | body).encode()
+        )
+        assert answer.status_code == status, f"{size}: {answer.text[:300]}"
+    assert answer.json["errors"][0]["field"] == name.partition(",")[0]

@@ -8,6 +8,7 @@ import random
 import socket
 
 import pytest
+from fuzzrig import TIMEOUT_S, rounds
 from jailrig import SCALE, LauncherUnderTest
 from rig import mutated
 
@@ -15,11 +16,11 @@ from sandboxd.jail import protocol
 from sandboxd.jail.inputs import Outbox
 from sandboxd.jail.protocol import HEADER, Kind, frame
 
-ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "400"))
+ROUNDS = 400
 
 
 @pytest.mark.root
-@pytest.mark.timeout(240 * SCALE)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> None:
     seed = os.urandom(8).hex()
     chance = random.Random(seed)
@@ -28,7 +29,7 @@ def test_the_launcher_survives_every_message(launcher: LauncherUnderTest) -> Non
         assert contents is not None
     body = bytes(protocol.encode(run))
     before = launcher.open_fds()
-    for number in range(ROUNDS):
+    for number in rounds(ROUNDS):
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(20 * SCALE)
             client.connect(str(launcher.socket))
