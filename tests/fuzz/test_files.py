@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -10,7 +11,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fuzzrig import TIMEOUT_S, rounds
+from fuzzrig import TIMEOUT_S, explore, rounds
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sandboxd.errors import PolicyError
 from sandboxd.languages import load_languages
@@ -89,16 +92,26 @@ def test_a_changed_profile_is_read_or_refused(tmp_path: Path) -> None:
     assert refused
 
 
+WORDS = st.sampled_from(["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_CMP_MASKED_EQ", "SCMP_ARCH_X86_64", "read", "clone"])
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=300), WORDS)
+KEYS = st.one_of(st.sampled_from(["index", "value", "valueTwo", "op", "names", "caps", "arches"]), st.text(max_size=5))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4))
+
+
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_profile_of_odd_values_is_read_or_refused(tmp_path: Path) -> None:
-    """Well-formed JSON with a value in the wrong place."""
+    """Well-formed JSON with a value in the wrong place, in a rule or beside the rules."""
     shipped = json.loads((policy_folder() / "seccomp" / "default.json").read_text())
     path = tmp_path / "profile.json"
-    values = [None, True, -1, 2**64, 1.5, "", "x" * 300, [], {}, [[]], {"a": 1}, 10**400]
-    for rule in range(0, len(shipped["syscalls"]), 7):
-        for key in ("names", "action", "errnoRet", "args", "comment", "unknown"):
-            for value in values:
-                profile = json.loads(json.dumps(shipped))
-                profile["syscalls"][rule][key] = value
-                path.write_text(json.dumps(profile))
-                with contextlib.suppress(PolicyError):
-                    load_profile(path)
+    in_rule = st.sampled_from(["names", "action", "errnoRet", "args", "comment", "includes", "excludes", "unknown"])
+    beside = st.sampled_from([*shipped, "unknown"])
+
+    @given(st.integers(0, len(shipped["syscalls"]) - 1), in_rule | beside, VALUES)
+    def is_read_or_refused(rule: int, key: str, value: object) -> None:
+        profile = copy.deepcopy(shipped)
+        (profile if key in shipped else profile["syscalls"][rule])[key] = value
+        path.write_text(json.dumps(profile))
+        with contextlib.suppress(PolicyError):
+            load_profile(path)
+
+    explore(is_read_or_refused, 300)
