@@ -26,7 +26,7 @@ from sandboxd.result import Verdict
 from sandboxd.spec import MIB, NANOSECONDS
 
 QUIET = "spin"
-STORMS = ("sync", "fsync", "memcpy", "membarrier", "mappings", "futex", "churn")
+STORMS = ("sync", "fsync", "memcpy", "membarrier", "mappings", "futex", "churn", "unix-gc")
 STORM_S = 3.5
 HONEST_RUNS = 7
 TRIES = 3

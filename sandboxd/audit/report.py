@@ -15,8 +15,17 @@ NOT_DEFENDED = (
     ("Unknown holes of the kernel behind the calls that are allowed", "the filter makes them fewer, not none"),
     ("Side channels of the processor", "timing of caches, branch predictors, memory bus and power"),
     ("Load", "what runs beside a job can be felt, and slows it down"),
+    (
+        "What the kernel does in threads of its own",
+        "a job can make it collect sockets in flight, which is charged to nobody",
+    ),
+    ("Counters of the whole host", "three files of /proc/self/net count sockets, buffers and packets of all"),
     ("What the image holds", "a program may read all of /usr, versions of packages among it"),
-    ("Names behind a leaked descriptor", "with the mount wall off, stat(2) still tells which names exist"),
+    (
+        "A leaked descriptor of the host's root",
+        "with the mount wall off, stat(2), O_PATH, readlink(2), listxattr(2), inotify(7), connect(2) and, for files that "
+        "everybody may write, times and extended attributes are open: Landlock has no right for them",
+    ),
 )
 """What no case claims, and why; SECURITY.md says more."""
 

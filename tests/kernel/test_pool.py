@@ -192,7 +192,10 @@ def test_a_spawner_that_died_is_started_again(own_launcher: LauncherUnderTest) -
 def test_a_spawner_that_does_nothing_costs_one_job_not_the_service(own_launcher: LauncherUnderTest) -> None:
     assert own_launcher.run(("true",)).verdict == "ok"
     os.kill(spawner_of(own_launcher), signal.SIGSTOP)
-    ran = own_launcher.run(("true",))
+    for _ in range(own_launcher.prepared + 1):  # those that are ready already serve as ever
+        ran = own_launcher.run(("true",))
+        if ran.verdict != "ok":
+            break
     assert ran.verdict == "internal_error"
     assert ran.facts.failure is not None
     assert ran.facts.failure.step == "Build"
