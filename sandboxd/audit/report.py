@@ -17,7 +17,7 @@ NOT_DEFENDED = (
     ("Load", "what runs beside a job can be felt, and slows it down"),
     (
         "What the kernel does in threads of its own",
-        "a job can make it collect sockets in flight, which is charged to nobody",
+        "collecting sockets in flight is charged to nobody",
     ),
     ("Counters of the whole host", "three files of /proc/self/net count sockets, buffers and packets of all"),
     ("What the image holds", "a program may read all of /usr, versions of packages among it"),
