@@ -23,8 +23,8 @@ NOT_DEFENDED = (
     ("What the image holds", "a program may read all of /usr, versions of packages among it"),
     (
         "A leaked descriptor of the host's root",
-        "with the mount wall off, stat(2), O_PATH, readlink(2), listxattr(2), inotify(7), connect(2) and, for files that "
-        "everybody may write, times and extended attributes are open: Landlock has no right for them",
+        "with the mount wall off, stat(2), O_PATH, readlink(2), listxattr(2), inotify(7), connect(2) and, for files "
+        "that everybody may write, times and extended attributes are open: Landlock has no right for them",
     ),
 )
 """What no case claims, and why; SECURITY.md says more."""
