@@ -328,16 +328,17 @@ class Store:
         """The union of what is offered now; None while nothing is. Of two entries of one name the first worker's
         wins.
         """
-        workers = sorted(worker.decode() for worker in self.client.smembers(f"{self.prefix}:catalogues"))  # type: ignore[union-attr]  # as above
+        members: Any = self.client.smembers(f"{self.prefix}:catalogues")
+        workers = sorted(members)
         if not workers:
             return None
-        found = self.client.mget([f"{self.prefix}:catalogue:{worker}" for worker in workers])
-        gone = [worker for worker, encoded in zip(workers, found, strict=True) if encoded is None]
+        found: Any = self.client.mget([f"{self.prefix}:catalogue:".encode() + worker for worker in workers])
+        # Workers of one host publish the same bytes: decode each text once.
+        decoded = {encoded: _decode_catalogue(encoded) for encoded in dict.fromkeys(found) if encoded is not None}
+        gone = [worker for worker, encoded in zip(workers, found, strict=True) if decoded.get(encoded) is None]
         if gone:
             self.client.srem(f"{self.prefix}:catalogues", *gone)
-        # Workers of one host publish the same bytes: decode each text once.
-        distinct = dict.fromkeys(encoded for encoded in found if encoded is not None)
-        return _union([_CATALOGUE.decode(encoded) for encoded in distinct])
+        return _union([catalogue for catalogue in decoded.values() if catalogue is not None])
 
     # Tokens
 
@@ -352,7 +353,8 @@ class Store:
     @_typed_errors
     def token_hashes(self) -> tuple[str, ...]:
         """sha256 of every token that is let in."""
-        return tuple(sorted(digest.decode() for digest in self.client.smembers(f"{self.prefix}:tokens")))  # type: ignore[union-attr]  # as above
+        digests: Any = self.client.smembers(f"{self.prefix}:tokens")
+        return tuple(sorted(digest.decode(errors="replace") for digest in digests))
 
     # Ends of jobs
 
@@ -368,6 +370,14 @@ def _decode_request(given: bytes | None) -> JobRequest | None:
         return None
     try:
         return _REQUEST.decode(given)
+    except msgspec.DecodeError:
+        return None
+
+
+def _decode_catalogue(encoded: bytes) -> Catalogue | None:
+    """None for what no worker of ours published."""
+    try:
+        return _CATALOGUE.decode(encoded)
     except msgspec.DecodeError:
         return None
 

@@ -105,7 +105,13 @@ class Child:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._pidfd = os.pidfd_open(self._process.pid)
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError:  # nobody would hear of its end: another would be started beside it
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            raise
         self._started_s = time.monotonic()
         self.retry_at_s = self.sign_of_life_s = None
         log.debug("started", child=self.spec.name, pid=self._process.pid)
@@ -218,7 +224,7 @@ class Supervisor:
         if child.retry_at_s is not None and time.monotonic() >= child.retry_at_s and not self._stop_requests:
             try:
                 child.start(self._signs.address)
-            except OSError as error:  # no process or no descriptor is free now
+            except (OSError, HostError) as error:  # no process or no descriptor is free now, or setpriv is exchanged
                 pause_s = child.plan_restart()
                 log.error("a child cannot be started", child=child.spec.name, error=str(error), pause_s=pause_s)
 

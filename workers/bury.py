@@ -13,8 +13,9 @@ from typing import Any
 
 import structlog
 from redis.client import Pipeline
+from redis.exceptions import ResponseError
 from rq import Worker
-from rq.executions import Execution
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 from rq.serializers import JSONSerializer
 
 from sandboxd import document
@@ -37,12 +38,18 @@ def worker_name(settings: Settings, pid: int) -> str:
 
 def bury_worker(jobs: JobQueue, name: str) -> None:
     """Give back the job of the dead worker of that name, and forget the worker. Raises StoreUnavailable."""
+    key = Worker.redis_worker_namespace_prefix + name
     with redis_errors():
-        key = Worker.redis_worker_namespace_prefix + name
-        worker = Worker.find_by_key(key, connection=jobs.store.client, serializer=JSONSerializer)
+        try:
+            worker = Worker.find_by_key(key, connection=jobs.store.client, serializer=JSONSerializer)
+            executions = worker.get_current_executions() if worker is not None else []
+        except (ValueError, LookupError, TypeError, ResponseError) as error:  # UnicodeDecodeError is a ValueError
+            log.error("refused: no record of a worker", worker=name, error=str(error))
+            jobs.store.client.delete(key, WORKER_EXECUTIONS_KEY_TEMPLATE.format(name))
+            worker, executions = None, []
+        for execution in executions:
+            _release(jobs, execution.job_id, execution.id)
         if worker is not None:
-            for execution in worker.get_current_executions():
-                _release(jobs, execution.job_id, execution.id)
             worker.register_death()  # type: ignore[no-untyped-call]  # RQ leaves it untyped
         with jobs.store.client.pipeline() as pipeline:
             jobs.store.withdraw_catalogue(pipeline, name)
@@ -55,8 +62,12 @@ def recover(jobs: JobQueue) -> None:
     with redis_errors():
         expired: Any = jobs.store.client.zrangebyscore(jobs.rq.started_job_registry.key, 0, time.time())
         for entry in expired:
-            job_id, _, execution_id = entry.decode().rpartition(":")
-            _release(jobs, job_id, execution_id)
+            try:
+                job_id, _, execution_id = entry.decode().rpartition(":")
+                _release(jobs, job_id, execution_id)
+            except ValueError:  # no text, or no id that RQ takes
+                log.error("refused: no execution", entry=entry[:64])
+                jobs.store.client.zrem(jobs.rq.started_job_registry.key, entry)
         _take_back_stuck(jobs, after_s=STUCK_S)
 
 

@@ -44,7 +44,6 @@ FSCONFIG_CMD_RECONFIGURE = 7
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -117,7 +116,6 @@ S_IFCHR = 0o020000
 class _Numbers(enum.IntEnum):
     """System call numbers that libc has no wrapper for; the same on every architecture added since 2018."""
 
-    OPEN_TREE = 428
     FSOPEN = 430
     FSCONFIG = 431
     FSMOUNT = 432

@@ -22,7 +22,11 @@ failures;
 one batch of charges (64 pages) is enough."""
 
 
-_MEASURED = (("cpu.stat",), ("memory.max_usage_in_bytes", "memory.oom_control", "memory.failcnt"), ("pids.peak",))
+_MEASURED = (
+    ("cpu.stat",),
+    ("memory.max_usage_in_bytes", "memory.oom_control", "memory.failcnt"),
+    ("pids.peak", "pids.current"),
+)
 """Files that are read at a job's end, in each hierarchy."""
 DYNMODS = "sandboxd-dynmods"
 """Name of the hierarchy that `favor_dynmods` makes."""
@@ -87,6 +91,9 @@ class HybridLeaf:
         text = self._pids.read_optional("pids.peak")
         return None if text is None else int(text)
 
+    def processes(self) -> int:
+        return int(self._pids.read("pids.current"))
+
     def oom(self) -> OomCounts:
         kills = field(self._memory.read("memory.oom_control"), "oom_kill")
         hits = int(self._memory.read("memory.failcnt"))
@@ -94,9 +101,6 @@ class HybridLeaf:
 
     def kill(self) -> None:
         self._unified.write("cgroup.kill", "1")
-
-    def populated(self) -> bool:
-        return field(self._unified.read("cgroup.events"), "populated") == 1
 
     def remove(self) -> bool:
         for fd in (*self.attach_fds, *(() if self.oom_fd is None else (self.oom_fd,))):

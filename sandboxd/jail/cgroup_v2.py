@@ -21,7 +21,7 @@ from sandboxd.jail.cgroups import (
 )
 
 MOVE_ROUNDS = 5
-_MEASURED = ("cpu.stat", "memory.peak", "memory.events", "pids.peak")
+_MEASURED = ("cpu.stat", "memory.peak", "memory.events", "pids.peak", "pids.current")
 """Files that are read at a job's end."""
 
 
@@ -66,15 +66,15 @@ class PureLeaf:
         text = self._folder.read_optional("pids.peak")
         return None if text is None else int(text)
 
+    def processes(self) -> int:
+        return int(self._folder.read("pids.current"))
+
     def oom(self) -> OomCounts:
         events = self._folder.read("memory.events")
         return OomCounts(kills=field(events, "oom_kill"), own_limit_hits=field(events, "oom"))
 
     def kill(self) -> None:
         self._folder.write("cgroup.kill", "1")
-
-    def populated(self) -> bool:
-        return field(self._folder.read("cgroup.events"), "populated") == 1
 
     def remove(self) -> bool:
         path = self._folder.path

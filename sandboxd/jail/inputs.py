@@ -20,6 +20,7 @@ from sandboxd.spec import InputSizes, StageSpec, input_sizes
 
 KEPT_BYTES = 1 << 20
 """More than this is not kept by a client between its stages."""
+_NOTHING = bytes(KEPT_BYTES)
 _NAME = "sandboxd-inputs"
 _FIXED = abi.F_SEAL_SHRINK | abi.F_SEAL_GROW
 _NOT_WRITABLE = abi.F_SEAL_WRITE | abi.F_SEAL_FUTURE_WRITE
@@ -51,11 +52,13 @@ class Outbox:
     there from the second stage on, which costs a quarter of new ones.
 
     Its size is fixed, and who gets it cannot write: the client fills it through a mapping that is older than the seals
-    (F_SEAL_FUTURE_WRITE, fcntl(2)). Precondition: nobody reads a stage's contents any more when the next is packed.
+    (F_SEAL_FUTURE_WRITE, fcntl(2)). Precondition: nobody reads a stage's contents any more when the next is packed. Who
+    reads them is our own code, before a program's exec, and its descriptor ends there.
     """
 
     def __init__(self) -> None:
         self._fd = -1
+        self._used = 0
         self._room: mmap.mmap | None = None
 
     @contextlib.contextmanager
@@ -88,16 +91,26 @@ class Outbox:
             os.ftruncate(self._fd, KEPT_BYTES)
             self._room = mmap.mmap(self._fd, KEPT_BYTES)
             fcntl.fcntl(self._fd, abi.F_ADD_SEALS, _FIXED | abi.F_SEAL_FUTURE_WRITE | abi.F_SEAL_SEAL)
+        self.clear()
         offset = 0
         for content in contents:
             self._room[offset : offset + len(content)] = content
             offset += len(content)
+        self._used = offset
+
+    def clear(self) -> None:
+        """Nothing of a stage stays when it is over."""
+        if self._room is not None:
+            with memoryview(_NOTHING) as nothing:
+                self._room[: self._used] = nothing[: self._used]
+        self._used = 0
 
     def close(self) -> None:
         """Idempotent; it can be used again."""
         if self._room is not None:
             self._room.close()
             self._room = None
+            self._used = 0
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -92,12 +92,15 @@ class Pool:
 
     def discard(self, sandbox: Sandbox) -> None:
         """It is gone. One that died while it waited is replaced, not at once: what ended it may end the next."""
-        if sandbox is self._under_construction:
+        was_ours = sandbox is self._under_construction
+        if was_ours:
             self._under_construction = None
         for prepared in self._prepared.values():
             if sandbox in prepared:
                 prepared.remove(sandbox)
-        self._refill_after(RETRY_S)
+                was_ours = True
+        if was_ours:
+            self._refill_after(RETRY_S)
 
     def close(self) -> None:
         """Ends all that wait, builds no more."""
@@ -120,8 +123,15 @@ class Pool:
         return name if lacking[name] > 0 else None
 
     def _refill_after(self, delay_s: float) -> None:
-        if self._timer is None and self._under_construction is None and not self._closed:
-            self._timer = self._loop.call_later(delay_s, self._refill)
+        """Or sooner, where that was asked for already."""
+        if self._under_construction is not None or self._closed:
+            return
+        due_s = self._loop.time() + delay_s
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._refill)
 
     def _refill(self) -> None:
         self._timer = None

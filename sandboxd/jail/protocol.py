@@ -44,7 +44,8 @@ INPUT_BYTES = 64 * MIB
 """Of a stage's files and stdin, which come in a descriptor."""
 OUTCOME_BYTES = 64 * MIB
 BUFFERED_BYTES = 512 * MIB
-"""Of unfinished frames and unread answers, all clients together: they must not use up the launcher's memory."""
+"""Of unfinished frames, stages, untaken stdin and unread answers, all clients together: they must not use up the
+launcher's memory."""
 COLLECT_FILES_MAX = 256
 COLLECT_BYTES_MAX = 32 * MIB
 

@@ -10,8 +10,8 @@ States, in this order::
     GONE      no process, cgroup, slot or descriptor is left
 
 Everything happens in callbacks of the launcher's one event loop; nothing here blocks. *Dead* means that init reported
-itself alone, or that PID 1 ended: the kernel reaps a pid namespace's processes before its PID 1 does
-(pid_namespaces(7)).
+itself alone and the kernel counts one process, or that PID 1 ended: the kernel reaps a pid namespace's processes before
+its PID 1 does (pid_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Sandbox:
         env = (f"{name}={value}" for name, value in plan.environment(stage).items())
         job_list = wire.encode(plan.job_plan(stage, inputs.sizes), stage.argv, env)
         self._job_fds[JobPart.LIST] = syscalls.sealed_memfd("sandboxd-job", job_list)
-        self._streams.connect(self._on_chunk, self._owner.on_stdin_taken)
+        self._streams.connect(self._on_chunk, self._on_stdin_taken)
         if stage.stdin is None:
             self._job_fds[JobPart.STDIN] = self._streams.open_stdin()
         elif inputs.sizes.stdin:
@@ -231,6 +231,10 @@ class Sandbox:
         """Back-pressure from the owner."""
         if self._streams is not None and self.state < State.OVER:
             self._streams.pause(paused)
+
+    def _on_stdin_taken(self, count: int) -> None:
+        if self._owner is not None:
+            self._owner.on_stdin_taken(count)
 
     def _on_chunk(self, stream: Stream, chunk: bytes) -> None:
         if self._owner is not None:
@@ -338,7 +342,7 @@ class Sandbox:
             self._fail(StepError("Build", "the payload's process ended before it had a job", errno.ECHILD))
         elif self.state is State.RUNNING and self._started is None:
             self._fail(StepError("Start", "the payload's process ended before its program began", errno.ECHILD))
-        elif self.state is State.RUNNING and report.alone:
+        elif self.state is State.RUNNING and report.alone and self._leaf.processes() == 1:
             self._finish()
         else:
             self._kill()
@@ -482,8 +486,9 @@ class Sandbox:
             facts = no_facts(Failure(step="Measure", subject=str(error), errno=number), self._ending)
             files, omitted = (), 0
         try:
-            if self._owner is not None:
-                self._owner.on_over(facts, files, omitted)
+            owner, self._owner = self._owner, None  # whatever comes now is not of his next stage
+            if owner is not None:
+                owner.on_over(facts, files, omitted)
         finally:
             # A client that has its next job at hand is served first: teardown then runs while that one's init builds.
             self._after(TEAR_DOWN_DELAY_S, self._tear_down, State.OVER)

@@ -130,7 +130,7 @@ def test_every_kind_of_bomb_stays_within_its_processes_and_its_time(launcher: La
     assert ran.verdict == "wall_time_exceeded", (ran.judgement, ran.stderr)
     made, end = ran.text.split()[-2:]
     assert end == BOMBS[bomb]
-    assert int(made) >= 15, "places that were taken, or generations that came and went"
+    assert int(made) >= 12, "places that were taken, or generations that came and went"
     assert ran.facts.processes_peak is None or ran.facts.processes_peak <= 16
     assert time.monotonic() - started < (1 + 2) * SCALE
     launcher.await_nothing_left()

@@ -29,6 +29,7 @@ from sandboxd.instance import Instance
 from sandboxd.jail import reports, sandbox
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.reports import ReportKind
+from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.spawner import Spawner
 from sandboxd.result import Ending, Facts, Verdict
 from sandboxd.verdict import decide
@@ -225,6 +226,24 @@ def test_what_an_init_cannot_truly_say_is_named(workshop: FailingWorkshop, hosti
         assert facts.failure is not None
         assert facts.failure.step == step
         assert decide(facts, workshop.policies["default"].defaults).verdict is Verdict.INTERNAL_ERROR
+
+
+def test_who_says_that_it_is_alone_and_is_not_is_killed_before_anybody_is_answered(
+    hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What still lives could write into the next job's output."""
+    alive: list[int] = []
+    finish = Sandbox._finish
+
+    def counted(live: Sandbox) -> None:
+        alive.append(live._leaf.processes())
+        finish(live)
+
+    monkeypatch.setattr(Sandbox, "_finish", counted)
+    said = [Message(report(ReportKind.STARTED)), Message(report(ReportKind.ENDED, alone=1))]
+    hostile(Script(ReportKind.STARTED, said, Then.STAY))
+    assert len(alive) == 2, "the hostile one and the next"
+    assert max(alive) <= 1
 
 
 def test_a_true_script_changes_nothing(hostile: Hostile) -> None:

@@ -60,6 +60,15 @@ def test_who_receives_contents_cannot_change_them(launcher: LauncherUnderTest, c
 
 
 @pytest.mark.root
+def test_nothing_of_a_stage_stays_with_its_client(launcher: LauncherUnderTest) -> None:
+    with launcher.client() as client:
+        stage = launcher.stage(("true",), files={"f": b"secret" * 10_000}, stdin=b"secret")
+        client.run(stage, on_stdout=lambda _: None, on_stderr=lambda _: None)
+        assert client._outbox._room is not None
+        assert client._outbox._room[:] == bytes(KEPT_BYTES)
+
+
+@pytest.mark.root
 def test_a_program_has_nothing_of_what_other_stages_of_its_client_brought(launcher: LauncherUnderTest) -> None:
     """The descriptor holds the tail of a longer one: it must be gone when a program starts."""
     looks = (

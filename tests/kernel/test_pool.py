@@ -165,6 +165,21 @@ def test_with_a_launcher_that_is_killed_its_prepared_sandboxes_die(state_root: P
     launcher.await_all_gone()
 
 
+@pytest.mark.timeout(60 * SCALE)
+def test_a_jobs_end_does_not_delay_the_next_prepared_sandbox(own_launcher: LauncherUnderTest) -> None:
+    """Jobs in a row, with time for one to be built between them: each finds one."""
+    own_launcher.stop()
+    own_launcher.prepared = 4
+    own_launcher.start()
+    assert own_launcher.run(("true",)).verdict == "ok"
+    found = []
+    for _ in range(20):
+        time.sleep(0.15 * SCALE)
+        found.append(bool(waiting_slots(own_launcher.instance)))
+        assert own_launcher.run(("true",)).verdict == "ok"
+    assert found.count(True) >= 18
+
+
 def spawners_of(launcher: LauncherUnderTest) -> list[int]:
     found = []
     for pid in Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text().split():

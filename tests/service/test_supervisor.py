@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import re
@@ -79,6 +80,29 @@ def test_a_child_that_dies_is_started_anew_and_its_death_is_reported(tmp_path: P
     deaths = [entry for entry in said if entry["event"] == DIED]
     assert [(death["child"], death["end"]) for death in deaths] == [("short", "exited with status 3")] * 3
     assert len({death["pid"] for death in deaths}) == 3
+
+
+def test_a_child_of_whose_end_nobody_would_hear_is_not_left_beside_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors between the start and the pidfd."""
+    started: list[int] = []
+    true_open = os.pidfd_open
+
+    def full_once(pid: int, flags: int = 0) -> int:
+        started.append(pid)
+        if len(started) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return true_open(pid, flags)
+
+    monkeypatch.setattr(os, "pidfd_open", full_once)
+    child = Child(spec("child", *SLEEP))
+    with pytest.raises(OSError, match="Too many"):
+        child.start()
+    assert child.pid is None
+    assert not Path(f"/proc/{started[0]}").exists()
+    child.start()
+    child.send(signal.SIGKILL)
+    assert ended(child.pidfd)
+    assert child.reap() == "was killed by SIGKILL"
 
 
 def test_the_pause_before_a_restart_is_nothing_at_first_and_then_doubles_up_to_a_bound() -> None:

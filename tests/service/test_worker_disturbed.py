@@ -24,7 +24,7 @@ from sandboxd.instance import SERVICE_USER
 from sandboxd.languages import OUTPUT_NAME
 from sandboxd.spec import InputFile, JobRequest
 from sandboxd.store import JobRecord
-from workers.bury import bury_worker, worker_name
+from workers.bury import bury_worker, recover, worker_name
 
 pytestmark = pytest.mark.root
 
@@ -563,6 +563,26 @@ def test_an_entry_of_the_queue_that_is_no_id_ends_no_worker(service: Service, en
     service.start_worker()
     assert service.python("print(1)")["verdict"] == "ok"
     assert not redis.exists(service.queue.rq.key, service.queue.rq.intermediate_queue_key)
+
+
+def test_records_of_rq_that_are_none_end_no_worker(service: Service) -> None:
+    """As whoever may write to Redis could plant them: they would be there after each restart."""
+    redis, name = service.store.client, f"{service.settings.prefix}.planted".replace(":", ".")
+    redis.zadd(service.queue.rq.started_job_registry.key, {b"\xff\xfe": 1, b"no-execution": 1})
+    redis.hset(f"rq:worker:{name}", mapping={"birth": b"\xff", "queues": b"\xff"})
+    redis.sadd(f"rq:worker:{name}:executions", b"\xff")
+    redis.sadd(f"{service.settings.prefix}:catalogues", b"\xff", "planted")
+    redis.set(f"{service.settings.prefix}:catalogue:planted", "{")
+    redis.sadd(f"{service.settings.prefix}:tokens", b"\xff")
+    recover(service.queue)
+    bury_worker(service.queue, name)
+    service.start_worker()
+    assert service.python("print(1)")["verdict"] == "ok"
+    assert service.workers[0].poll() is None, service.logs()
+    assert not redis.exists(
+        service.queue.rq.started_job_registry.key, f"rq:worker:{name}", f"rq:worker:{name}:executions"
+    )
+    redis.srem(f"{service.settings.prefix}:tokens", b"\xff")
 
 
 def test_the_name_of_a_worker_is_told_from_its_process(service: Service) -> None:

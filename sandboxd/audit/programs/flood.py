@@ -168,6 +168,7 @@ BOMBS = {
 
 def bomb(make):
     refused = flood(make).split()[1]
+    time.sleep(0.03)  # who is counted already may not be seen yet
     own = [name for name in os.listdir("/proc") if name.isdigit()]
     tasks = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in own)
     print(tasks, refused, flush=True)

@@ -35,7 +35,7 @@
 
 enum { EXIT_BROKEN = 70 }; /* EX_SOFTWARE: the launcher has been told why, if it can be told */
 enum { REAPED_AFTER_MAIN = 64 }; /* orphans that keep ending must not delay the report of the main process's end */
-enum { FIRST_FD = 3 };     /* control, leaf, build, attach...: as the launcher arranges them for posix_spawn */
+enum { FIRST_FD = 3 };     /* the spawner: its one socket; a sandbox: after its standard three */
 
 static uint64_t clock_ns(clockid_t id)
 {

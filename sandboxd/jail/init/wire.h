@@ -57,7 +57,7 @@ enum op {
     OP_MKDIR = 14,          /* str0 path, arg0 mode, arg1 uid, arg2 gid */
     OP_SYMLINK = 15,        /* str0 target, str1 path */
     OP_MKNOD = 16,          /* str0 path, arg0 mode, arg1 device */
-    OP_SEND_TREE = 17,      /* str0 path, arg0 mount attributes: a detached clone goes to the launcher */
+    OP_SEND_TREE = 17,      /* str0 path, arg0 mount attributes: a clone of its mount lies on it and goes to the launcher */
     OP_CHDIR = 18,          /* str0 */
     OP_PIVOT_ROOT = 19,     /* the working directory becomes the root; the old root is detached */
     OP_LOOPBACK_UP = 20,    /* */
@@ -120,7 +120,7 @@ enum spawn_part {
 enum report_kind {
     REPORT_OUTER = 9,   /* with outer's pidfd */
     REPORT_PIDFD = 1,   /* outer: with PID 1's pidfd */
-    REPORT_TREE = 2,    /* with the detached clone of the write layer */
+    REPORT_TREE = 2,    /* with the view of the write layer */
     REPORT_READY = 3,   /* without rights, waits for its job; with the filter's listener, if it has one */
     REPORT_HELD = 4,    /* without rights, waits for the payload's end */
     REPORT_STARTED = 5, /* execve comes next */
