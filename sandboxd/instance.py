@@ -64,6 +64,11 @@ class Instance(Struct, frozen=True, kw_only=True):
         return self.run_dir / "service" / "redis.sock"
 
     @property
+    def notify_socket(self) -> Path:
+        """Where the children of `serve` send their signs of life to."""
+        return self.run_dir / "notify.sock"
+
+    @property
     def state_dir(self) -> Path:
         """The append-only file and the token; kept."""
         return Path(self.state_root) / self.name

@@ -64,7 +64,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(own_service(settings.paths))
         token = load_or_make_token(settings.paths)
-        supervisor = stack.enter_context(Supervisor())
+        supervisor = stack.enter_context(Supervisor(settings.paths.notify_socket))
         start_children(supervisor, settings, options, token)
         announce(ready_text(settings, options))
         watchdog.notify("READY=1")

@@ -81,7 +81,7 @@ def check_reachable(folder: Path) -> None:
 
 def remove_run_files(instance: Instance) -> None:
     """Remove what serve itself made below /run; the launcher removes its own."""
-    for path in (instance.redis_socket, instance.run_dir / "serve.lock"):
+    for path in (instance.redis_socket, instance.notify_socket, instance.run_dir / "serve.lock"):
         path.unlink(missing_ok=True)
     for folder in (instance.redis_socket.parent, instance.run_dir):
         with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -148,13 +149,15 @@ class Child:
 class Supervisor:
     """Owns the children of one service. Used as a context manager: leaving it stops what still runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, notify_path: Path | None = None) -> None:
+        """`notify_path`: where children send their signs of life to (`watchdog.Listener`)."""
+        self._notify_path = notify_path
         self.children: list[Child] = []
         self._stop_requests = 0
         self._old_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Supervisor:
-        self._signs = watchdog.Listener()
+        self._signs = watchdog.Listener(self._notify_path)
         self._wake_r, self._wake_w = socket.socketpair()
         for end in (self._wake_r, self._wake_w):
             end.setblocking(False)
@@ -267,10 +270,10 @@ class Supervisor:
         poll.poll(None if timeout_s is None else timeout_s * 1000)
         with suppress(BlockingIOError):
             self._wake_r.recv(4096)
-        alive, now_s = self._signs.receive(), time.monotonic()
+        alive, is_flooded = self._signs.receive()
         for child in self.children:
-            if child.pid in alive:
-                child.sign_of_life_s = now_s
+            if child.pid in alive or (is_flooded and child.sign_of_life_s is not None):
+                child.sign_of_life_s = time.monotonic()
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -6,16 +6,24 @@ WATCHDOG=1 again and again. `serve` listens to its children so, and systemd to a
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import socket
 import struct
+import tempfile
 import time
+from pathlib import Path
+
+from sandboxd.instance import SERVICE_USER
 
 BEAT_S = 2.0
 """Between two signs of life, at least."""
 SILENT_MAX_S = 30.0
 """After so long without one a child of `serve` is killed. A worker may wait for Redis for two thirds of it."""
 _CREDENTIALS = struct.Struct("=3i")
+MESSAGES_MAX = 64
+"""Of one look: many times what the children of a service send, and more than the kernel keeps (max_dgram_qlen)."""
 _MESSAGE_BYTES = 256
 _next_beat_s = 0.0
 
@@ -43,29 +51,45 @@ def beat() -> None:
 
 
 class Listener:
-    """A supervisor's end: an abstract socket to which anybody may send; the kernel says who did (unix(7))."""
+    """A supervisor's end: a socket to which root and the service user may send; the kernel says who did (unix(7))."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        """At `path`, where a dead predecessor's may lie; None: in a new folder of its own."""
+        self._folder = None
+        if path is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="sandboxd-notify-")
+            path = Path(self._folder.name, "socket")
+            path.parent.chmod(0o711)
+        self._path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.socket.bind("")  # the kernel chooses a name
+        self._path.unlink(missing_ok=True)
+        self.socket.bind(str(self._path))
+        with contextlib.suppress(KeyError):  # no service user: root alone
+            os.chown(self._path, pwd.getpwnam(SERVICE_USER).pw_uid, 0)
+        self._path.chmod(0o600)
         self.socket.setblocking(False)
-        self.address = "@" + self.socket.getsockname()[1:].decode()
+        self.address = str(self._path)
         """For NOTIFY_SOCKET."""
 
-    def receive(self) -> set[int]:
-        """Pids of those who gave a sign of life since the last time."""
+    def receive(self) -> tuple[set[int], bool]:
+        """Pids of those who gave a sign of life since the last time, and whether somebody sends so many messages that
+        others' may have been lost: nobody can be called silent then."""
         alive: set[int] = set()
-        while True:
+        for _ in range(MESSAGES_MAX):
             try:
                 data, ancillary, _flags, _address = self.socket.recvmsg(
                     _MESSAGE_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
                 )
             except BlockingIOError:
-                return alive
+                return alive, False
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and b"WATCHDOG=1" in data:
                     alive.add(_CREDENTIALS.unpack(content)[0])
+        return alive, True
 
     def close(self) -> None:
         self.socket.close()
+        self._path.unlink(missing_ok=True)
+        if self._folder:
+            self._folder.cleanup()

@@ -305,6 +305,31 @@ def test_a_sign_of_life_is_believed_of_its_sender_alone(monkeypatch: pytest.Monk
         [sys.executable, "-I", "-c", "import os; from sandboxd import watchdog; watchdog.beat(); print(os.getpid())"],
         env={"NOTIFY_SOCKET": listener.address}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert listener.receive() == {os.getpid(), int(other.stdout)}
-    assert listener.receive() == set()
+    assert listener.receive() == ({os.getpid(), int(other.stdout)}, False)
+    assert listener.receive() == (set(), False)
+    listener.close()
+    assert not Path(listener.address).exists()
+
+
+def test_nobody_else_can_drown_the_signs_of_life() -> None:
+    listener = watchdog.Listener()
+    sends = f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'x', {listener.address!r})"
+    for user, status in (("nobody", 1), (SERVICE_USER, 0)):
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", sends], user=user, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        assert ("PermissionError" in done.stderr) is bool(status)
+    listener.close()
+
+
+def test_with_a_flood_of_messages_nobody_is_called_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a worker that was taken over, say: it must not have the others killed, nor keep the supervisor busy."""
+    listener = watchdog.Listener()
+    monkeypatch.setattr(watchdog, "MESSAGES_MAX", 4)
+    monkeypatch.setenv("NOTIFY_SOCKET", listener.address)
+    for _ in range(6):
+        watchdog.notify("STATUS=x")
+    assert listener.receive() == (set(), True)
+    assert listener.receive() == (set(), False)
     listener.close()
