@@ -150,7 +150,7 @@ def _explained(stage: StageSpec, inputs: BuildInputs) -> _Explained:
                 f"claim a free slot (say the first: host ids {inputs.id_base} to {last_id})",
                 f"make a cgroup leaf ({inputs.host.cgroup}) with the defaults of policy {stage.policy}",
                 "make pipes for stdout and stderr",
-                "posix_spawn init with the build list in a sealed memfd",
+                "ask the spawner for a first process, with the build list in a sealed memfd",
             ),
         ),
         _part(Phase.OUTER, build),
@@ -162,7 +162,7 @@ def _explained(stage: StageSpec, inputs: BuildInputs) -> _Explained:
             steps=(
                 f"set the cgroup to {limits.memory_bytes} bytes, {limits.processes} processes beside PID 1",
                 f"resize the write layer: {write_layer}",
-                "send the job list and stdin to PID 2",
+                "send the job list, and files and stdin in one sealed memfd, to PID 2",
             ),
         ),
         _part(Phase.JOB, job),
