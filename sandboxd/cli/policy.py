@@ -25,7 +25,7 @@ _FOLDER = click.option(
 
 
 class _Mistake(click.ClickException):
-    """A file is wrong, or a name unknown."""
+    """A file is wrong."""
 
     exit_code = 1
 
@@ -68,7 +68,7 @@ def explain(name: str, folder: Path | None, as_json: bool) -> None:
     """
     policies = _load(folder)
     if name not in policies:
-        raise _Mistake(f"unknown policy {name[:64]!r}; there are: {', '.join(sorted(policies))}")
+        raise click.UsageError(f"unknown policy {name[:64]!r}; there are: {', '.join(sorted(policies))}")
     policy, bounds = policies[name], _bounds()
     if as_json:
         _print_json(_as_json(policy, bounds))

@@ -119,6 +119,14 @@ class Connection:
         change, self._counted_bytes = now_bytes - self._counted_bytes, now_bytes
         self._buffered.add(change)
 
+    def _count_or_close(self) -> None:
+        """Outside of the client's own messages, whose edge catches what is raised."""
+        try:
+            self._count_buffered()
+        except ProtocolError as error:
+            log.warning("client cut off", reason=str(error))
+            self.close()
+
     def _on_frame(self, kind: Kind, body: bytes | bytearray) -> None:
         match kind:
             case Kind.CATALOGUE if self._stage is None:
@@ -181,19 +189,20 @@ class Connection:
     def on_stdin_taken(self, count: int) -> None:
         if self._stage is not None and count:
             self._window += count
-            self._count_buffered()
             self._send(Kind.TAKEN, COUNT.pack(count))
+            self._count_or_close()
 
     def on_output(self, stream: Stream, chunk: bytes) -> None:
         """Sent a moment later: most programs end in it, and their outcome wakes the client anyway."""
         if self._closed:
             return
         self._outgoing += frame(_STREAM_KINDS[stream], chunk)
-        if not self._writing:
-            if len(self._outgoing) >= CHUNK_BYTES:
-                self._flush()
-            elif self._flush_timer is None:
-                self._flush_timer = self._loop.call_later(OUTPUT_DELAY_S, self._flush)
+        if self._writing:
+            self._count_or_close()
+        elif len(self._outgoing) >= CHUNK_BYTES:
+            self._flush()
+        elif self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(OUTPUT_DELAY_S, self._flush)
         if self._sandbox is not None and len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
             self._sandbox.pause_output(True)
 
@@ -222,11 +231,7 @@ class Connection:
             files_omitted=files_omitted,
         )
         self._send(Kind.OUTCOME, protocol.encode(outcome))
-        try:
-            self._count_buffered()
-        except ProtocolError as error:
-            log.warning("client cut off", reason=str(error))
-            self.close()
+        self._count_or_close()
 
     # --- outgoing
 
@@ -249,6 +254,7 @@ class Connection:
             if not self._writing:
                 self._loop.add_writer(self._sock, self._flush)
                 self._writing = True
+            self._count_or_close()
             return
         except ConnectionError:
             self.close()
@@ -256,7 +262,7 @@ class Connection:
         if self._writing:
             self._loop.remove_writer(self._sock)
             self._writing = False
-        self._count_buffered()
+        self._count_or_close()
         if self._sandbox is not None:
             self._sandbox.pause_output(False)
 

@@ -31,6 +31,8 @@ class ReportKind(enum.IntEnum):
 
 
 _KINDS = frozenset(ReportKind)
+FAILURES_MAX = 3
+"""Of outer, PID 1 and the payload's process, each of which ends with it."""
 _AFTER = {
     ReportKind.OUTER: None,
     ReportKind.PIDFD: None,
@@ -70,6 +72,7 @@ class ReportReader:
 
     def __init__(self) -> None:
         self._seen: set[ReportKind | None] = {None}
+        self._failures = 0
 
     def read(self, control: socket.socket) -> Report | None:
         """The next report; None at end of file. Raises BlockingIOError when there is none yet, ProtocolError out of
@@ -108,7 +111,11 @@ class ReportReader:
         if number not in _KINDS:
             raise ProtocolError(f"init sent a report of kind {number}")
         kind = ReportKind(number)
-        if kind is not ReportKind.FAILED:
+        if kind is ReportKind.FAILED:
+            self._failures += 1
+            if self._failures > FAILURES_MAX:
+                raise ProtocolError(f"init sent more than {FAILURES_MAX} failures")
+        else:
             if kind in self._seen or _AFTER[kind] not in self._seen:
                 raise ProtocolError(f"init sent {kind.name} out of order")
             self._seen.add(kind)

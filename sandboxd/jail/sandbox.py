@@ -300,7 +300,7 @@ class Sandbox:
                 self._on_ended(report)
             case ReportKind.NOEXEC:
                 self._on_not_executed(report.error)
-            case _:
+            case _ if not self._asked_to_die:  # else nobody asks for the step, which takes a whole plan to name
                 self._fail(self._step_error(report))
 
     def _on_part_built(self, part: ReportKind) -> None:

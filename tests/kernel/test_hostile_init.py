@@ -210,6 +210,9 @@ TOLD = {
     "a failure, over and over": (
         Script(ReportKind.HELD, [Message(report(ReportKind.FAILED, step=2**31, error=1), repeat=200)], Then.STAY),
         "Init"),
+    "four failures, one more than there are processes of ours": (
+        Script(ReportKind.HELD, [Message(report(ReportKind.FAILED, step=2**31, error=1), repeat=4)], Then.STAY),
+        "Init"),
     "nothing more": (Script(ReportKind.READY, [], Then.HANG_UP), "Build"),
     "the start, and never the end": (Script(ReportKind.ENDED, [], Then.STAY), None),
 }  # fmt: skip

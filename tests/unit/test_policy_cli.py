@@ -57,7 +57,7 @@ def test_explain_as_json_has_the_names_and_values_of_the_api() -> None:
 
 def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:
     result = call("explain", "nope")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "unknown policy 'nope'; there are: base, compile, default" in result.output
 
 
