@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from pathlib import Path
 
 import click
 import msgspec
@@ -42,7 +42,7 @@ from sandboxd.errors import HostError, InputError
 @click.option(
     "--report",
     "page",
-    type=click.File("w", "utf-8", lazy=False, atomic=True),
+    type=click.Path(dir_okay=False, path_type=Path),
     help="Write the report to this file (Markdown).",
 )
 @click.argument("words", nargs=-1)
@@ -53,7 +53,7 @@ def command(
     as_json: bool,
     soak_jobs: int,
     against: str,
-    page: TextIO | None,
+    page: Path | None,
     words: tuple[str, ...],
 ) -> None:
     """Attack this host's own sandboxes, and say what held. WORDS: only cases whose name or topic has one of them.
@@ -71,6 +71,8 @@ def command(
         raise HostError("root", "the audit starts launchers of its own", "run it with sudo")
     if against != report.OURS and (quick or prepared or soak_jobs):
         raise InputError("against", "--quick, --prepared and --soak are of our own sandbox")
+    if page is not None:
+        page.open("ab").close()  # what is wrong with it is told before anything runs
     ensure_delegated()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
@@ -84,7 +86,7 @@ def command(
         click.echo(f"stopped after {done}; of the others nothing is known", err=True)
         raise SystemExit(128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)) from None
     if page is not None:
-        page.write(report.markdown(found))
+        page.write_text(report.markdown(found), encoding="utf-8")
     if as_json:
         click.echo(msgspec.json.encode(found))
     elif against == report.OURS:

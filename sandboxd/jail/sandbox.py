@@ -444,7 +444,7 @@ class Sandbox:
         if self._outer_fd >= 0:  # stuck before PID 1 was born
             signal.pidfd_send_signal(self._outer_fd, signal.SIGKILL)
         elif self._pidfd < 0:  # stuck before outer was
-            self._workshop.spawner.kill()
+            self._workshop.spawner.close()
         self._after(KILL_RETRY_S, self._kill_again, State.ENDING)
 
     def _fail(self, error: StepError) -> None:
@@ -542,9 +542,7 @@ class Sandbox:
         self._stage = self._streams = self._owner = None
         if self._denied is not None:
             self._denied.close()
-        if self._tree >= 0:
-            os.close(self._tree)
-            self._tree = -1
+        self._close_tree()
         self._loop.remove_reader(self._control)
         self._control.close()
         self._init_control.close()
@@ -555,6 +553,15 @@ class Sandbox:
             self._remove()
         else:
             self._after(KILL_RETRY_S, self._insist, State.OVER)
+
+    def _close_tree(self) -> None:
+        """With PID 1 gone this is the last that holds the write layer: the kernel frees it in the close, half a second
+        for a hundred thousand files. So a thread does it; close(2) lets others run meanwhile."""
+        tree, self._tree = self._tree, -1
+        if tree >= 0 and self._pidfd >= 0:
+            os.close(tree)
+        elif tree >= 0:
+            self._loop.run_in_executor(None, os.close, tree)
 
     def _insist(self) -> None:
         log.warning("sandbox outlived its control socket", slot=self._slot)

@@ -73,19 +73,14 @@ class Spawner:
         # Not by its number: that is free for others as soon as it ends, for nobody reaps it but the kernel.
         self._pidfd = os.pidfd_open(pid)
 
-    def kill(self) -> None:
-        """It does not do what it was asked for: with it ends all that it has not begun."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        self.close()
-
     def close(self) -> None:
-        """It ends when nobody can ask any more. Idempotent."""
+        """It is killed, for it may stand still: with it ends what it has not begun. `spawn` starts it again. Idempotent."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             ended = select.poll()
             ended.register(self._pidfd, select.POLLIN)
             ended.poll()

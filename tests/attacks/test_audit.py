@@ -123,7 +123,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_runs() -> None:
     done = subprocess.run(
         [*AUDIT, "--report", "/nonexistent/page.md"], capture_output=True, text=True, check=False, timeout=20 * SCALE
     )
-    assert done.returncode == 2
+    assert done.returncode == 125
     assert "/nonexistent/page.md" in done.stderr
 
 

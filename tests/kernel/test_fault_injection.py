@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import stat
+import threading
 
 import msgspec
 import pytest
@@ -94,3 +98,29 @@ def test_prepared_sandboxes_give_way_to_jobs_where_there_is_room_for_few(
         await admission.wait_idle(STAGE_LIMIT_S)
 
     in_loop(workshop, fill, prepared_max=4)
+
+
+@pytest.mark.parametrize(("command", "elsewhere"), [("sleep 60 & exit 0", True), ("exit 0", False)])
+def test_a_write_layer_is_freed_where_nobody_waits_for_it(
+    workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch, command: str, elsewhere: bool
+) -> None:
+    """A hundred thousand files take half a second. Where PID 1 lives on, its end frees them."""
+    close, closed_in = os.close, []
+
+    def watched(fd: int) -> None:
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(os.fstat(fd).st_mode) and "sandboxd-test-mark" in os.listdir(f"/proc/self/fd/{fd}/box"):
+                closed_in.append(threading.current_thread() is threading.main_thread())
+        close(fd)
+
+    stage = msgspec.structs.replace(a_stage(workshop), argv=("sh", "-c", f"touch sandboxd-test-mark; {command}"))
+
+    async def run(admission: Admission) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", watched)
+            assert (await launch(admission, stage)).exit_code == 0
+            while not closed_in:
+                await asyncio.sleep(0.01)
+
+    in_loop(workshop, run)
+    assert closed_in == [not elsewhere]

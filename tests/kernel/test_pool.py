@@ -203,6 +203,15 @@ def test_a_spawner_that_died_is_started_again(own_launcher: LauncherUnderTest) -
     wait_until(lambda: spawners_of(own_launcher) not in ([], [before]), 5 * SCALE)
 
 
+def test_a_spawner_that_stands_still_does_not_delay_the_launchers_end(own_launcher: LauncherUnderTest) -> None:
+    assert own_launcher.run(("true",)).verdict == "ok"
+    os.kill(spawner_of(own_launcher), signal.SIGSTOP)
+    began_s = time.monotonic()
+    assert own_launcher.stop() == 0
+    assert time.monotonic() - began_s < 5 * SCALE
+    assert not own_launcher.instance.run_dir.exists()
+
+
 @pytest.mark.timeout(60 * SCALE)
 def test_a_spawner_that_does_nothing_costs_one_job_not_the_service(own_launcher: LauncherUnderTest) -> None:
     assert own_launcher.run(("true",)).verdict == "ok"

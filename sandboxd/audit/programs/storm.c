@@ -53,7 +53,7 @@ static void sync_all(void) { sync(); }
 static void sync_file(void)
 {
     static int fd = -1;
-    if (fd < 0 && (fd = open("storm", O_WRONLY | O_CREAT, 0600)) < 0)
+    if (fd < 0 && (fd = open("written", O_WRONLY | O_CREAT, 0600)) < 0)
         stopped();
     if (pwrite(fd, "x", 1, 0) != 1 || fsync(fd) < 0)
         stopped();
