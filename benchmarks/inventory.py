@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _ROLES = ("launcher", "worker", "api", "redis", "serve")
+OTHER = "other"
+"""Sandboxes that wait or run, and what serve started to look."""
 
 
 class Inventory(NamedTuple):
@@ -97,7 +99,7 @@ def _role(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     if "redis-server" in words[0] or "valkey-server" in words[0]:
         return "redis"
-    return next((role for role in _ROLES if role in words[1:]), "other")
+    return next((role for role in _ROLES if role in words[1:]), OTHER)
 
 
 def _resident_kib(pid: int) -> int:

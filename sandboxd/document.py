@@ -2,8 +2,7 @@
 --json`.
 
 A worker stores the part that it knows (`JobResult`); the rest (id, state, times) is added when the job is read. Times
-are float
-seconds, sizes integer bytes.
+are float seconds, sizes integer bytes.
 """
 
 from __future__ import annotations

@@ -52,8 +52,7 @@ def run_job(
     idle_s: float = 1.0,
 ) -> Ended:
     """Run every stage up to the first that is not `ok`. `sink` sees the last stage's output, and that of one that
-    failed to compile
-    is in its report alone.
+    failed to compile is in its report alone.
 
     Raises:
         InputError: the request asks for what the launcher does not offer or its policy does not allow.

@@ -1,9 +1,8 @@
 """The queue between API and workers: RQ, with JSON for its data and one function that may be called.
 
 Nothing a client sent is in the queue: RQ's job carries an id, and the worker asks the store for the rest. The queue's
-name holds the
-instance's prefix, and everything RQ keeps about waiting and running jobs hangs on that name, so two instances on one
-Redis never mix.
+name holds the instance's prefix, and everything RQ keeps about waiting and running jobs hangs on that name, so two
+instances on one Redis never mix.
 """
 
 from __future__ import annotations

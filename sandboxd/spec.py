@@ -1,8 +1,7 @@
 """What one stage of a job asks for: plain frozen values, validated where they are decoded, trusted afterwards.
 
 Base units inside: nanoseconds and bytes. Seconds exist only at the edges (HTTP, command line, TOML), where fields end
-in `_s`.
-The bounds below are those of `docs/http.md`; each is also printed by `sandboxd policy explain`.
+in `_s`. The bounds below are those of `docs/http.md`; each is also printed by `sandboxd policy explain`.
 """
 
 from __future__ import annotations

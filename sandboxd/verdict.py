@@ -170,10 +170,13 @@ def _ended_by_output(facts: Facts, limits: Limits, output_kill_factor: int | Non
     if facts.ending is not Ending.OUTPUT and (bound is None or written <= bound):
         return None
     did = "killed after it wrote" if facts.ending is Ending.OUTPUT else "wrote"
+    amount = describe_bytes(written)
+    if bound is not None and amount == describe_bytes(bound):
+        amount = f"more than {amount}"  # a little, which rounding hides
     allowed = f"; at most {describe_bytes(bound)} are allowed" if bound is not None else ""
     return (
         Verdict.OUTPUT_EXCEEDED,
-        f"{did} {describe_bytes(written)} to {stream}{allowed}; {describe_bytes(limits.output_bytes)} are kept",
+        f"{did} {amount} to {stream}{allowed}; {describe_bytes(limits.output_bytes)} are kept",
     )
 
 

@@ -77,9 +77,9 @@ class LeanWorker(Worker):
     def _shutdown(self) -> None:
         """The first SIGTERM or Ctrl-C: at once when idle, else after the job.
 
-        RQ raises StopRequested out of the signal handler alone, wherever it interrupts. In a destructor that
-        exception is
-        ignored, and the order would be lost; so it is written down too. And it tells Redis, which a handler must not.
+        RQ raises StopRequested out of the signal handler alone, wherever it interrupts. In a destructor that exception
+        is ignored, and the order would be lost; so it is written down too. And it tells Redis, which a handler must
+        not.
         """
         self._stop_requested = True
         if self.get_state() != WorkerStatus.BUSY:

@@ -1,9 +1,8 @@
 """The RQ worker: takes one job after the other, and shares with RQ everything but the running of it.
 
-RQ's own worker forks for each job and tells Redis of each step: 58 commands and 20 round trips. The job's program
-runs in the
-launcher's sandbox in any case, so this one overrides `execute_job`, RQ's place for it, and needs two transactions for
-a job:
+RQ's own worker forks for each job and tells Redis of each step: 58 commands and 20 round trips. The job's program runs
+in the launcher's sandbox in any case, so this one overrides `execute_job`, RQ's place for it, and needs two
+transactions for a job:
 
     claim  (our record, RQ's execution, the worker's state)  ->  launcher  ->  finish (our result, RQ's records deleted)
 

@@ -118,7 +118,7 @@ def _descriptors(first: Inventory, last: Inventory) -> str:
 
 
 def _memory(bench: Bench, first: Inventory, last: Inventory) -> None:
-    for role in sorted(first.resident_kib):
+    for role in sorted(set(first.resident_kib) - {inventory.OTHER}):
         growths = [
             growth_percent(before, last.resident_kib[role][pid])
             for pid, before in first.resident_kib[role].items()

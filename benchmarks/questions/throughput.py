@@ -177,7 +177,7 @@ def _cpu_ms(rig: ServiceRig) -> dict[str, float]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a sandbox's that ended meanwhile
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 found[role] += (int(fields[11]) + int(fields[12])) * tick_ms
-    found.pop("other", None)  # sandboxes that live now, and what serve started to look
+    found.pop(inventory.OTHER, None)  # sandboxes that live now, and what serve started to look
     counted = found.values() if rig.account else [found["launcher"]]
     found["sandboxes"] = usage_ns(rig.account or cgroup_parents(rig.instance)[0]) / 1e6 - sum(counted)
     return found

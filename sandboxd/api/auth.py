@@ -1,9 +1,8 @@
 """Who may ask: a token, and on loopback a Host header that names this machine.
 
 A web page in a browser on this machine can send requests to 127.0.0.1, through a name of its own that it lets resolve
-to it (DNS
-rebinding); such a request carries that name as its Host. And it cannot send `application/json` to another origin
-unasked.
+to it (DNS rebinding); such a request carries that name as its Host. And it cannot send `application/json` to another
+origin unasked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From the bytes of a request to plain JSON values, with every bound checked before anything is built from them.
 
-A parser asked to build what a client describes can be made to recurse, to allocate a hundred times the body, or to
-work for minutes.
-So one linear scan comes first: it counts the structure, stops at the first excess, and what follows is bounded.
+A parser asked to build what a client describes can be made to recurse, to allocate a hundred times the body, or to work
+for minutes. So one linear scan comes first: it counts the structure, stops at the first excess, and what follows is
+bounded.
 """
 
 from __future__ import annotations

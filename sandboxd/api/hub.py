@@ -1,8 +1,7 @@
 """Wakes requests that wait for a job: one thread and one Redis subscription for each API process, however many wait.
 
 A request registers first and reads the job's state afterwards, so an end between the two wakes it; nobody polls. When
-the
-connection to Redis was lost, messages may have been too: everybody is woken and looks for himself.
+the connection to Redis was lost, messages may have been too: everybody is woken and looks for himself.
 """
 
 from __future__ import annotations

@@ -27,16 +27,16 @@ def reported(function: Callable[P, None]) -> Callable[P, None]:
             click.echo(f"sandboxd: {error}", err=True)
             raise SystemExit(USAGE_STATUS if isinstance(error, InputError) else OUR_FAULT_STATUS) from None
         except BrokenPipeError:
-            _discard_output()
+            discard_output()
             raise SystemExit(128 + signal.SIGPIPE) from None
         except OSError as error:  # a full disk behind the standard output, say
-            _discard_output()
+            discard_output()
             click.echo(f"sandboxd: {error}", err=True)
             raise SystemExit(OUR_FAULT_STATUS) from None
 
     return wrapper
 
 
-def _discard_output() -> None:
+def discard_output() -> None:
     """What is buffered cannot be written either, and would be tried again at the interpreter's end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

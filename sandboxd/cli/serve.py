@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import click
 import structlog
 
 from sandboxd import log as logging
+from sandboxd.cli.failure import discard_output
 from sandboxd.config import PREPARED_MAX, load_settings
 from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import InputError, SandboxdError
@@ -56,7 +58,7 @@ def command(
         check_start(settings)
         ensure_delegated()
         options = ServeOptions(workers=workers or len(os.sched_getaffinity(0)), ready_timeout_s=ready_timeout)
-        serve(settings, options, announce=click.echo)
+        serve(settings, options, announce=_announce)
     except Stopped:
         click.echo("sandboxd: stopped before it was ready", err=True)
         raise SystemExit(0) from None
@@ -66,6 +68,16 @@ def command(
         raise click.UsageError(str(error)) from None
     except SandboxdError as error:
         raise _ended(str(error), os.EX_SOFTWARE) from None
+
+
+def _announce(text: str) -> None:
+    """Whoever started the service may have left; it serves all the same."""
+    try:
+        click.echo(text)
+        sys.stdout.flush()
+    except OSError as error:
+        discard_output()
+        log.warning("nobody reads how to use it", error=str(error))
 
 
 def _ended(message: str, status: int) -> SystemExit:

@@ -1,9 +1,8 @@
 """The hybrid form: limits in the v1 memory and pids hierarchies, a bare v2 leaf for atomic kill, CPU time and
 emptiness.
 
-v1 ends one process when memory runs out, never the group: an eventfd on `memory.oom_control` tells the launcher,
-which ends
-the rest (cgroup-v1/memory.rst, sections 9 and 10).
+v1 ends one process when memory runs out, never the group: an eventfd on `memory.oom_control` tells the launcher, which
+ends the rest (cgroup-v1/memory.rst, sections 9 and 10).
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from sandboxd.spec import KIB
 
 MEMSW_SLACK_BYTES = 256 * KIB
 """Swap that a job could use. With none, memory+swap would fail before memory does, and v1 counts only memory's
-failures;
-one batch of charges (64 pages) is enough."""
+failures; one batch of charges (64 pages) is enough."""
 
 
 _MEASURED = (

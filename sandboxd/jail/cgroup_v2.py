@@ -86,8 +86,8 @@ class PureCgroups:
     """`base/sandboxd-NAME`, where `base` is the cgroup this process was started in.
 
     cgroup v2 allows no processes beside enabled controllers: those of `base` move to a leaf of its own first, and the
-    launcher
-    to one of the instance's. A launcher started out of that leaf (a restart, a second instance) uses the same base.
+    launcher to one of the instance's. A launcher started out of that leaf (a restart, a second instance) uses the same
+    base.
     """
 
     def __init__(self, name: str, own: Path) -> None:

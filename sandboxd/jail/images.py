@@ -1,8 +1,8 @@
 """The `host` image: the machine's own /usr, and a small base layer made once per launcher start.
 
 The base holds folders, the links of a merged /usr, and an /etc that is generated but for an allowlist of files that
-packages own.
-Nothing of the host is bind-mounted into a job: layers are overlaid, so that locks and notifications stay inside.
+packages own. Nothing of the host is bind-mounted into a job: layers are overlaid, so that locks and notifications stay
+inside.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ directory.
                                    <-       OUTCOME, or REFUSED
 
 One stage at a time on a connection; any number in a row. End of file from the client kills its sandbox. A frame is a
-type, a
-length and a body; every type has its bound, and a peer that breaks it is cut off. Bodies are msgpack of the frozen
-structs.
+type, a length and a body; every type has its bound, and a peer that breaks it is cut off. Bodies are msgpack of the
+frozen structs.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ _DEV_LINKS = (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
 
 class Image(Struct, frozen=True, kw_only=True):
     """Read-only layers of a root filesystem. `base` is a folder below the run directory, `usr` overlaid on `/usr`
-    apart,
-    since overlay layers do not cross mounts (`host` image)."""
+    apart, since overlay layers do not cross mounts (`host` image)."""
 
     name: str
     digest: str

@@ -74,7 +74,7 @@ class Spawner:
         self._pidfd = os.pidfd_open(pid)
 
     def close(self) -> None:
-        """It is killed, for it may stand still: with it ends what it has not begun. `spawn` starts it again. Idempotent."""
+        """It is killed, for it may stand still, and with it what it has not begun. `spawn` starts another. Idempotent."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -297,6 +297,33 @@ def test_when_it_is_killed_its_children_die_and_the_next_one_starts(state_root: 
         assert service.leftovers() == []
 
 
+def test_a_start_that_nobody_reads_serves_all_the_same(state_root: Path) -> None:
+    """`serve | true`."""
+    port, name = free_port(), f"piped-{os.getpid()}"
+    reader, writer = os.pipe()
+    os.close(reader)
+    service = subprocess.Popen(
+        [*SANDBOXD, "serve", "--instance", name, "--port", str(port), "--workers", "1"],
+        env={**os.environ, "SANDBOXD_STATE_ROOT": str(state_root)}, stdout=writer, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(writer)
+    try:
+        token, deadline_s = state_root / name / "token", time.monotonic() + 30 * SCALE
+        while True:
+            assert service.poll() is None, "it ended"
+            assert time.monotonic() < deadline_s
+            with contextlib.suppress(httpx.TransportError, FileNotFoundError):
+                headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+                if httpx.get(f"http://127.0.0.1:{port}/v1/ready", headers=headers, trust_env=False).status_code == 200:
+                    break
+            time.sleep(0.1)
+        time.sleep(1)
+        assert service.poll() is None, "it ended once it was ready"
+    finally:
+        service.terminate()
+        assert service.wait(30 * SCALE) == 0
+
+
 def test_a_log_that_nobody_takes_any_more_ends_nothing(state_root: Path) -> None:
     """`serve 2>&1 | less`, and q."""
     with own_service(state_root, "unread") as service:
