@@ -74,7 +74,7 @@ class Spawner:
         self._pidfd = os.pidfd_open(pid)
 
     def close(self) -> None:
-        """It is killed, for it may stand still, and with it what it has not begun. `spawn` starts another. Idempotent."""
+        """It is killed, for it may stand still; what it has not begun ends with it. `spawn` starts another."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
