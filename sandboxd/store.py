@@ -354,7 +354,7 @@ class Store:
     def token_hashes(self) -> tuple[str, ...]:
         """sha256 of every token that is let in."""
         digests: Any = self.client.smembers(f"{self.prefix}:tokens")
-        return tuple(sorted(digest.decode(errors="replace") for digest in digests))
+        return tuple(sorted(digest.decode("ascii", "ignore") for digest in digests))
 
     # Ends of jobs
 

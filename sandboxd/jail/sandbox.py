@@ -115,6 +115,7 @@ class Sandbox:
         self._spawned = False
         self._pidfd = -1
         self._tree = -1
+        self._freeing: asyncio.Future[None] | None = None
         self._limits: Limits = inputs.policy.defaults
         self._stage: StageSpec | None = None
         self._job_inputs = Inputs(InputSizes())
@@ -561,7 +562,7 @@ class Sandbox:
         if tree >= 0 and self._pidfd >= 0:
             os.close(tree)
         elif tree >= 0:
-            self._loop.run_in_executor(None, os.close, tree)
+            self._freeing = self._loop.run_in_executor(None, os.close, tree)
 
     def _insist(self) -> None:
         log.warning("sandbox outlived its control socket", slot=self._slot)
@@ -576,6 +577,9 @@ class Sandbox:
             return
         if self._outer_fd >= 0:
             self._after(KILL_RETRY_S, self._insist, State.OVER)
+            return
+        if self._freeing is not None and not self._freeing.done():
+            self._after(REMOVE_RETRY_S, self._remove, State.OVER)
             return
         try:
             removed = self._leaf.remove()
