@@ -139,7 +139,7 @@ def before(target: LauncherTarget) -> JobTraces:
     seen: list[JobTraces] = []
     while len(seen) < _STEADY:
         now = job_traces(target)
-        quiet = not (now.cgroups or now.slots or sandbox_pids(target.instance))
+        quiet = not (now.cgroups or now.slots or now.processes)
         seen = [*seen, now] if quiet and all(now == earlier for earlier in seen) else []
         if time.monotonic() > deadline:
             raise LauncherUnavailable(f"the launcher does not come to rest: {now}")
@@ -196,15 +196,7 @@ def changes(before: HostState, after: HostState) -> list[str]:
 
 def foreign_files() -> frozenset[str]:
     """Files of any job's user where everybody may write, and in the service's folders."""
-    found = set()
-    for top in _WRITABLE:
-        for folder, names, files in os.walk(top):
-            for name in (*names, *files):
-                path = os.path.join(folder, name)
-                with contextlib.suppress(OSError):
-                    if _is_slots(os.lstat(path).st_uid):
-                        found.add(path)
-    return frozenset(found)
+    return frozenset(_owned_below(*_WRITABLE))
 
 
 def sandbox_cgroups(instance: Instance) -> list[Path]:
@@ -300,14 +292,19 @@ def _is_slots(uid: int) -> bool:
 
 
 def _files(instance: Instance) -> Iterator[str]:
-    for top in (_SHARED_MEMORY, _QUEUES):
+    yield from _owned_below(_SHARED_MEMORY, _QUEUES)
+    yield from os.listdir(instance.run_dir)
+
+
+def _owned_below(*tops: str) -> Iterator[str]:
+    """What belongs to any job's user."""
+    for top in tops:
         for folder, names, files in os.walk(top):
             for name in (*names, *files):
                 path = os.path.join(folder, name)
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     if _is_slots(os.lstat(path).st_uid):
                         yield path
-    yield from os.listdir(instance.run_dir)
 
 
 def _dying(cgroup: Path) -> int:

@@ -67,11 +67,12 @@ class LauncherClient:
         ProtocolError.
         """
         with self._connected() as sock:
-            outcome = _Run(
-                sock, self._frames, self._outbox, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s
-            ).outcome()
-            self._outbox.clear()
-            return outcome
+            try:
+                return _Run(
+                    sock, self._frames, self._outbox, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s
+                ).outcome()
+            finally:
+                self._outbox.clear()
 
     def close(self) -> None:
         self._outbox.close()  # whoever still reads it has nobody who would see what comes of it

@@ -20,7 +20,7 @@ from sandboxd.spec import InputSizes, StageSpec, input_sizes
 
 KEPT_BYTES = 1 << 20
 """More than this is not kept by a client between its stages."""
-_NOTHING = bytes(KEPT_BYTES)
+_NOTHING = memoryview(bytes(KEPT_BYTES))
 _NAME = "sandboxd-inputs"
 _FIXED = abi.F_SEAL_SHRINK | abi.F_SEAL_GROW
 _NOT_WRITABLE = abi.F_SEAL_WRITE | abi.F_SEAL_FUTURE_WRITE
@@ -91,7 +91,6 @@ class Outbox:
             os.ftruncate(self._fd, KEPT_BYTES)
             self._room = mmap.mmap(self._fd, KEPT_BYTES)
             fcntl.fcntl(self._fd, abi.F_ADD_SEALS, _FIXED | abi.F_SEAL_FUTURE_WRITE | abi.F_SEAL_SEAL)
-        self.clear()
         offset = 0
         for content in contents:
             self._room[offset : offset + len(content)] = content
@@ -101,8 +100,7 @@ class Outbox:
     def clear(self) -> None:
         """Nothing of a stage stays when it is over."""
         if self._room is not None:
-            with memoryview(_NOTHING) as nothing:
-                self._room[: self._used] = nothing[: self._used]
+            self._room[: self._used] = _NOTHING[: self._used]
         self._used = 0
 
     def close(self) -> None:

@@ -540,7 +540,7 @@ class Sandbox:
         if self._streams is not None:
             self._streams.close()
         # Sandbox and streams know each other: what they hold must not wait for the collector of cycles.
-        self._stage = self._streams = self._owner = None
+        self._stage = self._streams = None
         if self._denied is not None:
             self._denied.close()
         self._close_tree()
