@@ -17,6 +17,7 @@ from sandboxd.errors import InternalError
 from sandboxd.instance import Instance
 from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.admission import Admission
+from sandboxd.jail.collect import Collected
 from sandboxd.jail.inputs import Outbox, received
 from sandboxd.jail.plan import BuildInputs
 from sandboxd.jail.sandbox import Sandbox
@@ -81,7 +82,8 @@ class Recorder:
     def on_stdin_taken(self, count: int) -> None:
         pass
 
-    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+    def on_over(self, facts: Facts, collected: Collected) -> None:
+        collected.close()
         self.facts.set_result(facts)
 
     def on_failed(self, error: InternalError) -> None:

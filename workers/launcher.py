@@ -40,6 +40,11 @@ class Launcher:
         self.published = msgspec.json.encode(catalogue)
         return catalogue
 
+    def forget(self) -> None:
+        """Nothing of the last job stays here."""
+        if self._client is not None:
+            self._client.forget()
+
     def close(self) -> None:
         """Close the connection; the next `connect` makes a new one. What still ran on it is killed by the launcher."""
         client, self._client, self._catalogue = self._client, None, None

@@ -99,6 +99,7 @@ class SandboxWorker(LeanWorker):
             self._finish(job, execution, attempt, ended)
         finally:
             self._set_running(None)
+            self._launcher.forget()
 
     def _set_running(self, job_id: str | None) -> None:
         """From here on commands mean this job; a poke that was meant for the one before is forgotten."""

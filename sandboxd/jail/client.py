@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, LauncherUnavailable, ProtocolError
 from sandboxd.jail import protocol
 from sandboxd.jail.inputs import Outbox
-from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Refusal, frame
+from sandboxd.jail.protocol import CHUNK_BYTES, COUNT, STDIN_WINDOW_BYTES, Frames, Kind, Over, Refusal, frame
 from sandboxd.result import StageOutcome
 from sandboxd.spec import StageSpec
 
@@ -67,12 +69,14 @@ class LauncherClient:
         ProtocolError.
         """
         with self._connected() as sock:
-            try:
-                return _Run(
-                    sock, self._frames, self._outbox, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s
-                ).outcome()
-            finally:
-                self._outbox.clear()
+            return _Run(
+                sock, self._frames, self._outbox, stage, on_stdout, on_stderr, stdin_fd, cancel_fd, on_idle, idle_s
+            ).outcome()
+
+    def forget(self) -> None:
+        """Nothing of the last stage stays here. The next one does it as well; who waits for that one calls this when
+        he has handed on what came of the last."""
+        self._outbox.clear()
 
     def close(self) -> None:
         self._outbox.close()  # whoever still reads it has nobody who would see what comes of it
@@ -146,6 +150,7 @@ class _Run:
     ) -> None:
         self._sock = sock
         self._frames = frames
+        self._descriptors: list[int] = []
         self._sinks = {Kind.STDOUT: on_stdout, Kind.STDERR: on_stderr}
         self._on_idle = on_idle
         self._idle_s = idle_s
@@ -164,6 +169,14 @@ class _Run:
             sock.sendall(frame(Kind.STDIN_END))
 
     def outcome(self) -> StageOutcome:
+        """Raises as `LauncherClient.run`."""
+        try:
+            return self._await_outcome()
+        finally:
+            for fd in self._descriptors:
+                os.close(fd)
+
+    def _await_outcome(self) -> StageOutcome:
         next_idle = time.monotonic() + self._idle_s
         while True:
             ready = self._poll.poll(max(0, (next_idle - time.monotonic()) * 1000))
@@ -186,7 +199,7 @@ class _Run:
                     self._forward_stdin(fd)
 
     def _receive(self) -> StageOutcome | None:
-        frames = self._frames.receive(self._sock)
+        frames = self._frames.receive(self._sock, self._descriptors)
         if frames is None:
             raise ConnectionResetError("end of file in the middle of a stage")
         for kind, body in frames:
@@ -196,13 +209,30 @@ class _Run:
                 case Kind.TAKEN:
                     self._on_taken(COUNT.unpack(body)[0])
                 case Kind.OUTCOME:
-                    return protocol.decode(body, StageOutcome)
+                    return self._with_contents(protocol.decode(body, Over))
                 case Kind.REFUSED:
                     refusal = protocol.decode(body, Refusal)
                     raise InputError(refusal.field, refusal.message)
                 case _:
                     raise ProtocolError(f"{kind.name} does not fit here")
         return None
+
+    def _with_contents(self, over: Over) -> StageOutcome:
+        """The outcome with its files' contents, out of the descriptor that came with it."""
+        outcome = over.outcome
+        if len(over.sizes) != len(outcome.files) or bool(self._descriptors) != any(over.sizes):
+            raise ProtocolError("an outcome whose files and descriptor do not fit together")
+        if not self._descriptors:
+            return outcome
+        files, offset = [], 0
+        for file, size in zip(outcome.files, over.sizes, strict=True):
+            content = os.pread(self._descriptors[0], size, offset)
+            if len(content) != size:
+                raise ProtocolError("the descriptor of an outcome holds less than it says")
+            files.append(msgspec.structs.replace(file, content=content))
+            offset += size
+        self._sock.sendall(frame(Kind.RECEIVED))
+        return msgspec.structs.replace(outcome, files=tuple(files))
 
     def _forward_stdin(self, fd: int) -> None:
         """Sends one chunk; with the window used up stdin is left alone until the payload took some. Raises InputError

@@ -1,4 +1,5 @@
-"""Takes files out of a dead sandbox: regular files alone, bounded in size, count and depth.
+"""Takes files out of a dead sandbox: regular files alone, bounded in size, count and depth. A thread does it, since it
+takes as long as a payload likes; what is taken travels as a stage's inputs do, in a sealed descriptor.
 
 The folder is a clone of the write layer's mount, read-only and without symlink following, and out of everybody's reach
 but ours. Nothing is opened by a path that a payload made: each name is opened below its folder's descriptor, under
@@ -22,43 +23,81 @@ _RESOLVE = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS | abi.RESOLVE_NO_MAGICL
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 WORK_MAX = 200_000
-"""Comparisons of one component with one pattern's, and names looked at: a fraction of a second, in which nothing else
-happens in the launcher. What is left then counts as omitted."""
+"""Comparisons of one component with one pattern's, and names looked at: a fraction of a second. What is left then
+counts as omitted."""
 
 
-class Collection:
-    """What was found: `files`, and how many that matched were left out."""
+class Collected:
+    """What a stage leaves: `files` without their contents, which `fd` holds one after the other, `sizes` bytes each
+    (-1: all are empty), and how many that matched were left out. Whoever gets it closes it."""
 
+    def __init__(
+        self, files: tuple[InputFile, ...] = (), sizes: tuple[int, ...] = (), omitted: int = 0, fd: int = -1
+    ) -> None:
+        """Takes `fd`."""
+        self.files = files
+        self.sizes = sizes
+        self.omitted = omitted
+        self.fd = fd
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def collect(tree_fd: int, folder: str, patterns: tuple[str, ...], files_max: int, bytes_max: int) -> Collected:
+    """Walks `folder` below `tree_fd`, in the order of names; takes at most `files_max` files of together `bytes_max`.
+    Raises OSError.
+
+    Precondition: nobody changes anything there any more.
+    """
+    walk = _Walk(patterns, files_max, bytes_max)
+    try:
+        box = syscalls.openat2(tree_fd, folder, _FOLDER, _RESOLVE)
+        try:
+            walk.into(box, ())
+        finally:
+            os.close(box)
+        return walk.collected()
+    finally:
+        walk.close()
+
+
+class _Walk:
     def __init__(self, patterns: tuple[str, ...], files_max: int, bytes_max: int) -> None:
         self._patterns = [tuple(pattern.split("/")) for pattern in patterns]
         self._files_max = files_max
         self._bytes_left = bytes_max
         self._work_left = WORK_MAX
-        self.files: list[InputFile] = []
-        self.omitted = 0
+        self._files: list[InputFile] = []
+        self._sizes: list[int] = []
+        self._omitted = 0
+        self._memfd = syscalls.new_memfd("sandboxd-results")
 
-    def take(self, tree_fd: int, folder: str) -> None:
-        """Walks `folder` below `tree_fd`, in the order of names."""
-        box = syscalls.openat2(tree_fd, folder, _FOLDER, _RESOLVE)
-        try:
-            self._walk(box, ())
-        finally:
-            os.close(box)
+    def collected(self) -> Collected:
+        syscalls.seal(self._memfd)
+        fd = os.dup(self._memfd) if any(self._sizes) else -1
+        return Collected(tuple(self._files), tuple(self._sizes), self._omitted, fd)
 
-    def _walk(self, folder: int, parents: tuple[str, ...]) -> None:
+    def close(self) -> None:
+        os.close(self._memfd)
+
+    def into(self, folder: int, parents: tuple[str, ...]) -> None:
         with os.scandir(folder) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
         for name, is_folder in names:
             self._work_left -= 1
             if self._work_left < 0:
-                self.omitted += 1
+                self._omitted += 1
                 return
             path = (*parents, name)
             if is_folder:
                 if len(path) < PATH_MAX_LEVELS and self._matches(path, as_folder=True):
                     child = syscalls.openat2(folder, name, _FOLDER, _RESOLVE)
                     try:
-                        self._walk(child, path)
+                        self.into(child, path)
                     finally:
                         os.close(child)
             elif self._matches(path):
@@ -75,13 +114,13 @@ class Collection:
 
     def _take_file(self, folder: int, name: str, path: str) -> None:
         self._work_left -= _FILE_WORK
-        taken = self._read(folder, name, path) if len(self.files) < self._files_max else None
+        taken = self._copy(folder, name, path) if len(self._files) < self._files_max else None
         if taken is None:
-            self.omitted += 1
+            self._omitted += 1
         else:
-            self.files.append(taken)
+            self._files.append(taken)
 
-    def _read(self, folder: int, name: str, path: str) -> InputFile | None:
+    def _copy(self, folder: int, name: str, path: str) -> InputFile | None:
         """None: a link, a fifo, a device, a hard link, too big, or a name that could not be given back as it is."""
         try:
             check_path(path, "collect")
@@ -90,13 +129,15 @@ class Collection:
             return None
         try:
             info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1 or info.st_size > self._bytes_left:
+            size = info.st_size
+            if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1 or size > self._bytes_left:
                 return None
-            content = b"".join(iter(lambda: os.read(fd, min(1 << 20, info.st_size + 1)), b""))
+            syscalls.copy(fd, self._memfd, 0, size)
         finally:
             os.close(fd)
-        self._bytes_left -= len(content)
-        return InputFile(path=path, content=content, executable=bool(info.st_mode & 0o111))
+        self._bytes_left -= size
+        self._sizes.append(size)
+        return InputFile(path=path, content=b"", executable=bool(info.st_mode & 0o111))
 
 
 def _reachable(pattern: tuple[str, ...], path: tuple[str, ...]) -> set[int]:

@@ -14,6 +14,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError, InternalError, ProtocolError
 from sandboxd.jail import plan, protocol
 from sandboxd.jail.admission import Admission
+from sandboxd.jail.collect import Collected
 from sandboxd.jail.inputs import Inputs, received
 from sandboxd.jail.protocol import (
     BUFFERED_BYTES,
@@ -22,6 +23,7 @@ from sandboxd.jail.protocol import (
     STDIN_WINDOW_BYTES,
     Frames,
     Kind,
+    Over,
     Refusal,
     Run,
     frame,
@@ -29,7 +31,7 @@ from sandboxd.jail.protocol import (
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.streams import Stream
 from sandboxd.result import Ending, Facts, StageOutcome, failure_of, no_facts
-from sandboxd.spec import MIB, InputFile, StageSpec
+from sandboxd.spec import MIB, StageSpec
 
 log = structlog.get_logger()
 
@@ -42,7 +44,7 @@ _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
 
 class Buffered:
     """Bytes that the launcher keeps for all clients together: unfinished frames, stages that wait or run, stdin that no
-    program took yet, and answers that are not read."""
+    program took yet, answers that are not read, and files that a client did not say it received."""
 
     def __init__(self, bound: int = BUFFERED_BYTES) -> None:
         self._bound = bound
@@ -76,6 +78,8 @@ class Connection:
         self._buffered = buffered
         self._counted_bytes = 0
         self._outgoing = bytearray()
+        self._outgoing_fd = -1
+        self._unreceived_bytes = 0
         self._flush_timer: asyncio.TimerHandle | None = None
         self._writing = False
         self._stage: StageSpec | None = None
@@ -114,7 +118,8 @@ class Connection:
 
     def _count_buffered(self) -> None:
         untaken_stdin = STDIN_WINDOW_BYTES - self._window if self._stage is not None else 0
-        held_bytes = self._frames.pending_bytes + len(self._outgoing) + self._stage_bytes + untaken_stdin
+        waiting_bytes = len(self._outgoing) + self._unreceived_bytes
+        held_bytes = self._frames.pending_bytes + waiting_bytes + self._stage_bytes + untaken_stdin
         now_bytes = 0 if self._closed else held_bytes
         change, self._counted_bytes = now_bytes - self._counted_bytes, now_bytes
         self._buffered.add(change)
@@ -133,7 +138,9 @@ class Connection:
                 if len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
                     raise ProtocolError("asks, and does not read the answers")
                 self._send(Kind.OFFER, protocol.encode(self._catalogue))
-            case Kind.RUN if self._stage is None:
+            case Kind.RECEIVED if self._unreceived_bytes and not self._outgoing:
+                self._unreceived_bytes = 0
+            case Kind.RUN if self._stage is None and not self._unreceived_bytes:
                 self._on_run(protocol.decode(body, Run), len(body))
             case Kind.STDIN if self._stdin_open:
                 self._window -= len(body)
@@ -206,14 +213,14 @@ class Connection:
         if self._sandbox is not None and len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
             self._sandbox.pause_output(True)
 
-    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
-        self._answer(facts, files, files_omitted)
+    def on_over(self, facts: Facts, collected: Collected) -> None:
+        self._answer(facts, collected)
 
     def on_failed(self, error: InternalError) -> None:
         """No sandbox could be made at all."""
-        self._answer(no_facts(failure_of(error), Ending.NONE), (), 0)
+        self._answer(no_facts(failure_of(error), Ending.NONE), Collected())
 
-    def _answer(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+    def _answer(self, facts: Facts, collected: Collected) -> None:
         stage, self._stage, self._sandbox, self._stdin_open = self._stage, None, None, False
         self._stage_bytes = 0
         if stage is None:
@@ -227,10 +234,15 @@ class Connection:
             isolation=plan.isolation(policy, workshop.host, workshop.without),
             policy_digest=policy.digest,
             image_digest=workshop.image.digest,
-            files=files,
-            files_omitted=files_omitted,
+            files=collected.files,
+            files_omitted=collected.omitted,
         )
-        self._send(Kind.OUTCOME, protocol.encode(outcome))
+        if self._closed:
+            collected.close()
+            return
+        if collected.fd >= 0:
+            self._outgoing_fd, self._unreceived_bytes = collected.fd, sum(collected.sizes)
+        self._send(Kind.OUTCOME, protocol.encode(Over(outcome=outcome, sizes=collected.sizes)))
         self._count_or_close()
 
     # --- outgoing
@@ -248,8 +260,7 @@ class Connection:
             self._flush_timer = None
         try:
             while self._outgoing:
-                sent = self._sock.send(self._outgoing)
-                del self._outgoing[:sent]
+                del self._outgoing[: self._send_some()]
         except BlockingIOError:
             if not self._writing:
                 self._loop.add_writer(self._sock, self._flush)
@@ -266,6 +277,14 @@ class Connection:
         if self._sandbox is not None:
             self._sandbox.pause_output(False)
 
+    def _send_some(self) -> int:
+        """send(2); a descriptor that waits goes with the first byte."""
+        if self._outgoing_fd < 0:
+            return self._sock.send(self._outgoing)
+        sent = socket.send_fds(self._sock, [self._outgoing], [self._outgoing_fd])
+        self._drop_outgoing_fd()
+        return sent
+
     def close(self) -> None:
         """The client is gone, or must go: its sandbox dies with it."""
         if self._closed:
@@ -278,6 +297,7 @@ class Connection:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         self._sock.close()
+        self._drop_outgoing_fd()
         if self._stage is not None:
             self._cancel()
         self._drop_inputs()
@@ -292,9 +312,15 @@ class Connection:
             os.close(fd)
         self._descriptors.clear()
 
+    def _drop_outgoing_fd(self) -> None:
+        """It was sent, or nobody is there to get it."""
+        if self._outgoing_fd >= 0:
+            os.close(self._outgoing_fd)
+            self._outgoing_fd = -1
+
     def _cancel(self) -> None:
         """Whether it waits or runs. Precondition: there is a stage."""
         if self._sandbox is not None:
             self._sandbox.end(Ending.CANCELLED)
         elif self._admission.cancel(self):
-            self._answer(no_facts(None, Ending.CANCELLED), (), 0)
+            self._answer(no_facts(None, Ending.CANCELLED), Collected())

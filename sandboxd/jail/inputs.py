@@ -74,11 +74,13 @@ class Outbox:
         )
         run = Run(stage=bare, sizes=sizes)
         if sizes.total == 0:
+            self.clear()
             yield run, None
         elif sizes.total <= KEPT_BYTES:
             self._fill(contents)
             yield run, self._fd
         else:
+            self.clear()
             fd = syscalls.sealed_memfd(_NAME, contents)
             try:
                 yield run, fd
@@ -95,12 +97,16 @@ class Outbox:
         for content in contents:
             self._room[offset : offset + len(content)] = content
             offset += len(content)
+        self._clear(offset)
         self._used = offset
 
+    def _clear(self, start: int = 0) -> None:
+        if self._room is not None and start < self._used:
+            self._room[start : self._used] = _NOTHING[start : self._used]
+
     def clear(self) -> None:
-        """Nothing of a stage stays when it is over."""
-        if self._room is not None:
-            self._room[: self._used] = _NOTHING[: self._used]
+        """Nothing of the last stage stays."""
+        self._clear()
         self._used = 0
 
     def close(self) -> None:
@@ -154,9 +160,7 @@ def readable(source: int, offset: int, count: int) -> int:
     """A sealed copy of a part of `source`, opened anew: a description of its own that cannot write."""
     memfd = syscalls.new_memfd("stdin")
     try:
-        while count > 0:
-            copied = os.sendfile(memfd, source, offset, count)
-            offset, count = offset + copied, count - copied
+        syscalls.copy(source, memfd, offset, count)
         syscalls.seal(memfd)
         return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
     finally:

@@ -54,6 +54,8 @@ BACKLOG = 128
 ACCEPT_RETRY_S = 0.1
 WARM_INTERVAL_S = 60.0
 STOP_DEADLINE_S = 5.0
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that takes files out of a sandbox may keep the loop, which has limits to see to, from going on."""
 _DONE = object()
 _PEER = struct.Struct("=3i")  # struct ucred: pid, uid, gid
 
@@ -79,6 +81,7 @@ class Launcher:
         self._connections: set[Connection] = set()
         self._buffered = Buffered()
         self._stack = contextlib.ExitStack()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._stopping = asyncio.Event()
         # Nobody asks for a child's status: the kernel reaps them all (sigaction(2)), also one whose maker died before
         # it could tell of it.

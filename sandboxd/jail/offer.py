@@ -14,13 +14,14 @@ from sandboxd.catalogue import Catalogue, ImageInfo, Language
 from sandboxd.errors import InternalError
 from sandboxd.jail import plan
 from sandboxd.jail.admission import Admission
+from sandboxd.jail.collect import Collected
 from sandboxd.jail.images import packages_key, write_cache
 from sandboxd.jail.inputs import Inputs
 from sandboxd.jail.sandbox import Sandbox
 from sandboxd.jail.streams import Stream
 from sandboxd.languages import LanguageDefinition, offered
 from sandboxd.result import Facts
-from sandboxd.spec import InputFile, InputSizes, StageSpec
+from sandboxd.spec import InputSizes, StageSpec
 
 log = structlog.get_logger()
 
@@ -121,7 +122,8 @@ class _Capture:
     def on_stdin_taken(self, count: int) -> None:
         """Its stages have stdin in full."""
 
-    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None:
+    def on_over(self, facts: Facts, collected: Collected) -> None:
+        collected.close()
         self.over.set_result((facts, b"\n".join(bytes(self._printed[stream]) for stream in Stream)))
 
     def on_failed(self, error: InternalError) -> None:

@@ -9,7 +9,8 @@ directory.
                                    <-       TAKEN n        the payload's pipe took n bytes of it
                                    <-       STDOUT, STDERR chunk ...
       KILL                         ->                      at any time after RUN
-                                   <-       OUTCOME, or REFUSED
+                                   <-       OUTCOME, descriptor, or REFUSED
+      RECEIVED                     ->                      only when there was a descriptor: of what the stage leaves
 
 One stage at a time on a connection; any number in a row. End of file from the client kills its sandbox. A frame is a
 type, a length and a body; every type has its bound, and a peer that breaks it is cut off. Bodies are msgpack of the
@@ -41,12 +42,13 @@ STDIN_WINDOW_BYTES = 1 * MIB
 RUN_BYTES = 4 * MIB
 INPUT_BYTES = 64 * MIB
 """Of a stage's files and stdin, which come in a descriptor."""
-OUTCOME_BYTES = 64 * MIB
+OUTCOME_BYTES = 4 * MIB
 BUFFERED_BYTES = 512 * MIB
-"""Of unfinished frames, stages, untaken stdin and unread answers, all clients together: they must not use up the
-launcher's memory."""
+"""Of unfinished frames, stages, untaken stdin, unread answers and files that were not received, all clients together:
+they must not use up the launcher's memory."""
 COLLECT_FILES_MAX = 256
 COLLECT_BYTES_MAX = 32 * MIB
+"""Of what a stage leaves, which goes to the client in a descriptor."""
 
 
 class Kind(enum.IntEnum):
@@ -57,6 +59,7 @@ class Kind(enum.IntEnum):
     STDIN = 3
     STDIN_END = 4
     KILL = 5
+    RECEIVED = 6
     OFFER = 16
     STDOUT = 17
     STDERR = 18
@@ -65,7 +68,14 @@ class Kind(enum.IntEnum):
     TAKEN = 21
 
 
-TO_LAUNCHER = {Kind.CATALOGUE: 0, Kind.RUN: RUN_BYTES, Kind.STDIN: CHUNK_BYTES, Kind.STDIN_END: 0, Kind.KILL: 0}
+TO_LAUNCHER = {
+    Kind.CATALOGUE: 0,
+    Kind.RUN: RUN_BYTES,
+    Kind.STDIN: CHUNK_BYTES,
+    Kind.STDIN_END: 0,
+    Kind.KILL: 0,
+    Kind.RECEIVED: 0,
+}
 """What a client may send, and the bound of each body in bytes."""
 TO_CLIENT = {
     Kind.OFFER: MIB,
@@ -82,6 +92,13 @@ class Run(Struct, frozen=True, kw_only=True):
 
     stage: StageSpec
     sizes: InputSizes
+
+
+class Over(Struct, frozen=True, kw_only=True):
+    """A stage's outcome. Its files are empty here: `sizes` says what of the descriptor is theirs."""
+
+    outcome: StageOutcome
+    sizes: tuple[int, ...] = ()
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
@@ -175,7 +192,7 @@ T = TypeVar("T")
 
 # Made here, once: msgspec prepares a type when it is first decoded, and two threads that both do so crash the process.
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Catalogue, Refusal, Run, StageOutcome)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Catalogue, Over, Refusal, Run)
 }
 
 

@@ -9,9 +9,9 @@ States, in this order::
     OVER      dead and measured: the outcome is with the owner, teardown goes on
     GONE      no process, cgroup, slot or descriptor is left
 
-Everything happens in callbacks of the launcher's one event loop; nothing here blocks. *Dead* means that init reported
-itself alone and the kernel counts one process, or that PID 1 ended: the kernel reaps a pid namespace's processes before
-its PID 1 does (pid_namespaces(7)).
+Everything happens in callbacks of the launcher's one event loop; nothing here blocks: what takes long (taking files
+out, freeing what a job wrote) is a thread's. *Dead* means that init reported itself alone and the kernel counts one
+process, or that PID 1 ended: the kernel reaps a pid namespace's processes before its PID 1 does (pid_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import structlog
 from sandboxd.errors import InternalError, ProtocolError, StepError
 from sandboxd.jail import plan, syscalls, wire
 from sandboxd.jail.cgroups import Leaf
-from sandboxd.jail.collect import Collection
+from sandboxd.jail.collect import Collected, collect
 from sandboxd.jail.denied import DeniedCalls
 from sandboxd.jail.inputs import Inputs
 from sandboxd.jail.plan import BuildInputs
@@ -42,7 +42,7 @@ from sandboxd.jail.streams import Stream, Streams
 from sandboxd.jail.wire import JobPart, Phase
 from sandboxd.jail.workshop import Workshop
 from sandboxd.result import Ending, Facts, Failure, failure_of, no_facts
-from sandboxd.spec import NANOSECONDS, InputFile, InputSizes, Limits, StageSpec
+from sandboxd.spec import NANOSECONDS, InputSizes, Limits, StageSpec
 from sandboxd.verdict import PROGRAM_EXEC_ERRNOS
 
 log = structlog.get_logger()
@@ -79,7 +79,9 @@ class Owner(Protocol):
 
     def on_output(self, stream: Stream, chunk: bytes) -> None: ...
     def on_stdin_taken(self, count: int) -> None: ...
-    def on_over(self, facts: Facts, files: tuple[InputFile, ...], files_omitted: int) -> None: ...
+    def on_over(self, facts: Facts, collected: Collected) -> None:
+        """Takes `collected`."""
+
     def on_failed(self, error: InternalError) -> None:
         """No sandbox could be made."""
 
@@ -136,6 +138,7 @@ class Sandbox:
         self._cpu_check_s = CPU_CHECK_MIN_S
         self._oom_check_s = OOM_CHECK_S
         self._remove_deadline = 0.0
+        self._answered = False
         self._torn_down = False
         self._denied: DeniedCalls | None = None
 
@@ -473,23 +476,43 @@ class Sandbox:
             self._remove()
 
     def _finish(self) -> None:
-        """Dead: measure, collect, answer; then take down. The answer comes first, teardown must not delay it."""
+        """Dead: measure, take files out, answer; then take down. The answer comes first, teardown must not delay it."""
         self.state = State.OVER
         self._cancel_timers()
         try:
             if self._streams is not None:
                 self._streams.drain()
             facts = self._facts()
-            files, omitted = self._collect()
         except Exception as error:  # whatever it is: the owner gets an answer, and the sandbox is taken down
-            log.exception("measuring failed", slot=self._slot)
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            facts = no_facts(Failure(step="Measure", subject=str(error), errno=number), self._ending)
-            files, omitted = (), 0
+            self._answer(self._unmeasured(error), Collected())
+            return
+        if self._stage is None or not self._stage.collect or self._ended is None:
+            self._answer(facts, Collected())
+            return
+        box, patterns = plan.WORKING_DIRECTORY.lstrip("/"), self._stage.collect
+        taking = self._loop.run_in_executor(
+            None, collect, self._tree, box, patterns, COLLECT_FILES_MAX, COLLECT_BYTES_MAX
+        )
+        taking.add_done_callback(lambda _: self._guarded(self._on_collected, facts, taking))
+
+    def _on_collected(self, facts: Facts, taking: asyncio.Future[Collected]) -> None:
         try:
-            owner, self._owner = self._owner, None  # whatever comes now is not of his next stage
+            collected = taking.result()
+        except Exception as error:
+            facts, collected = self._unmeasured(error), Collected()
+        self._answer(facts, collected)
+
+    def _unmeasured(self, error: Exception) -> Facts:
+        log.error("measuring failed", slot=self._slot, exc_info=error)
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        return no_facts(Failure(step="Measure", subject=str(error), errno=number), self._ending)
+
+    def _answer(self, facts: Facts, collected: Collected) -> None:
+        self._answered = True
+        owner, self._owner = self._owner, None  # whatever comes now is not of his next stage
+        try:
             if owner is not None:
-                owner.on_over(facts, files, omitted)
+                owner.on_over(facts, collected)
         finally:
             # A client that has its next job at hand is served first: teardown then runs while that one's init builds.
             self._after(TEAR_DOWN_DELAY_S, self._tear_down, State.OVER)
@@ -523,13 +546,6 @@ class Sandbox:
             denied=self._denied.counted() if self._denied is not None else None,
             failure=self._failure,
         )
-
-    def _collect(self) -> tuple[tuple[InputFile, ...], int]:
-        if self._stage is None or not self._stage.collect or self._ended is None:
-            return (), 0
-        collection = Collection(self._stage.collect, COLLECT_FILES_MAX, COLLECT_BYTES_MAX)
-        collection.take(self._tree, plan.WORKING_DIRECTORY.lstrip("/"))
-        return tuple(collection.files), collection.omitted
 
     # --- teardown
 
@@ -572,6 +588,8 @@ class Sandbox:
     def _remove(self) -> None:
         """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and said so."""
         self._cancel_timers()
+        if not self._answered:  # a thread still takes its files out
+            return
         if not self._torn_down:  # PID 1 died before it was let go
             self._tear_down()
             return
@@ -610,11 +628,11 @@ class Sandbox:
     def _watch(self, fd: int | socket.socket, callback: Callable[[], None]) -> None:
         self._loop.add_reader(fd, self._guarded, callback)
 
-    def _guarded(self, callback: Callable[[], None]) -> None:
+    def _guarded(self, callback: Callable[..., None], *arguments: object) -> None:
         """The edge of the event loop: what goes wrong in a callback ends this sandbox, with the reason, and no other.
         Out of descriptors or memory is what can be expected here."""
         try:
-            callback()
+            callback(*arguments)
         except Exception as error:
             log.exception("callback failed", slot=self._slot, state=self.state.name)
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO

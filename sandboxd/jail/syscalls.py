@@ -143,6 +143,16 @@ def seal(memfd: int) -> None:
     fcntl.fcntl(memfd, abi.F_ADD_SEALS, seals)
 
 
+def copy(source: int, target: int, offset: int, count: int) -> None:
+    """sendfile(2): `count` bytes of `source` from `offset` on to the position of `target`. Raises EIO where they end
+    before."""
+    while count > 0:
+        copied = os.sendfile(target, source, offset, count)
+        if copied == 0:
+            raise OSError(errno.EIO, "the file is shorter than it was")
+        offset, count = offset + copied, count - copied
+
+
 def receive(sock: socket.socket, size: int, descriptors_max: int) -> tuple[bytes, list[int]]:
     """recvmsg(2) with descriptors that close themselves on exec. (`socket.recv_fds` passes its flags to nobody: what it
     returns is inherited by every process that is started.)"""

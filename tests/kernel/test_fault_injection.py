@@ -7,6 +7,7 @@ import contextlib
 import os
 import stat
 import threading
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,8 +24,9 @@ from faultrig import (
 
 from sandboxd.audit.host import waiting_slots
 from sandboxd.instance import Instance
-from sandboxd.jail import plan, wire
+from sandboxd.jail import plan, sandbox, wire
 from sandboxd.jail.admission import Admission
+from sandboxd.jail.collect import Collected, collect
 from sandboxd.jail.pool import RETRY_S
 from sandboxd.spec import input_sizes
 
@@ -124,3 +126,44 @@ def test_a_write_layer_is_freed_where_nobody_waits_for_it(
 
     in_loop(workshop, run)
     assert closed_in == [not elsewhere]
+
+
+def test_files_are_taken_out_beside_everything_else(workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes, also where PID 1 does not wait for it."""
+    taking, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Collected:
+        taking.set()
+        assert go_on.wait(STAGE_LIMIT_S)
+        return collect(*arguments)
+
+    monkeypatch.setattr(sandbox, "collect", slow)
+    leaves = msgspec.structs.replace(a_stage(workshop), argv=("sh", "-c", "sleep 60 & exit 0"), collect=("folder/*",))
+
+    async def run(admission: Admission) -> None:
+        first = asyncio.ensure_future(launch_beside_others(admission, leaves))
+        while not taking.is_set():
+            await asyncio.sleep(0.001)
+        assert (await launch_beside_others(admission, a_stage(workshop))).exit_code == 0
+        assert not first.done()
+        go_on.set()
+        assert (await first).exit_code == 0
+        assert await admission.wait_idle(STAGE_LIMIT_S) == 0
+
+    in_loop(workshop, run)
+
+
+def test_files_that_cannot_be_taken_out_are_our_failure(
+    workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Collected:
+        raise OSError(ERRNO, "no room")
+
+    monkeypatch.setattr(sandbox, "collect", fail)
+
+    async def run(admission: Admission) -> None:
+        facts = await launch(admission, msgspec.structs.replace(a_stage(workshop), collect=("folder/*",)))
+        assert facts.failure is not None
+        assert (facts.failure.step, facts.failure.errno) == ("Measure", ERRNO)
+
+    in_loop(workshop, run)

@@ -13,6 +13,7 @@ import pytest
 from jailrig import LauncherUnderTest
 
 from sandboxd.jail import syscalls
+from sandboxd.jail.client import LauncherClient
 from sandboxd.jail.inputs import KEPT_BYTES, Outbox
 
 SIZES = (5, 4095, 4096, 4097, 200_000, KEPT_BYTES // 3, KEPT_BYTES // 3 + 1, KEPT_BYTES, 1, 3 * KEPT_BYTES, 0, 7)
@@ -62,10 +63,29 @@ def test_who_receives_contents_cannot_change_them(launcher: LauncherUnderTest, c
 @pytest.mark.root
 def test_nothing_of_a_stage_stays_with_its_client(launcher: LauncherUnderTest) -> None:
     with launcher.client() as client:
-        stage = launcher.stage(("true",), files={"f": b"secret" * 10_000}, stdin=b"secret")
+        room = run_secret(launcher, client)
+        assert b"secret" in room[:]
+        client.forget()
+        assert room[:] == bytes(KEPT_BYTES)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("size", [0, 5, 2 * KEPT_BYTES], ids=["without contents", "short", "kept elsewhere"])
+def test_nothing_of_a_stage_stays_beside_the_next(launcher: LauncherUnderTest, size: int) -> None:
+    with launcher.client() as client:
+        room = run_secret(launcher, client)
+        stage = launcher.stage(("true",), files={"f": b"x" * size})
         client.run(stage, on_stdout=lambda _: None, on_stderr=lambda _: None)
-        assert client._outbox._room is not None
-        assert client._outbox._room[:] == bytes(KEPT_BYTES)
+        assert b"secret" not in room[:]
+
+
+def run_secret(launcher: LauncherUnderTest, client: LauncherClient) -> mmap.mmap:
+    """Where the client keeps contents, after a stage with a secret."""
+    stage = launcher.stage(("true",), files={"f": b"secret" * 10_000}, stdin=b"secret")
+    client.run(stage, on_stdout=lambda _: None, on_stderr=lambda _: None)
+    room = client._outbox._room
+    assert room is not None
+    return room
 
 
 @pytest.mark.root

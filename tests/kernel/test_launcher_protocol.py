@@ -19,7 +19,7 @@ from jailrig import LauncherUnderTest
 from sandboxd.errors import InputError
 from sandboxd.instance import SERVICE_USER
 from sandboxd.jail import abi, protocol, syscalls
-from sandboxd.jail.protocol import HEADER, STDIN_WINDOW_BYTES, Kind, frame
+from sandboxd.jail.protocol import HEADER, STDIN_WINDOW_BYTES, Kind, Over, frame
 from sandboxd.spec import STDIN_MAX_BYTES, InputFile, StageSpec
 
 
@@ -236,6 +236,41 @@ def test_what_crosses_with_the_outcome_is_no_offence(launcher: LauncherUnderTest
         raw.recv(length, socket.MSG_WAITALL)
     raw.sendall(frame(Kind.STDIN, b"late") + frame(Kind.STDIN_END) + frame(Kind.KILL) + frame(Kind.CATALOGUE))
     assert HEADER.unpack(raw.recv(HEADER.size, socket.MSG_WAITALL))[0] == Kind.OFFER
+
+
+def outcome_with_files(launcher: LauncherUnderTest, raw: socket.socket) -> Over:
+    """Of a stage that leaves two files; its descriptor is closed."""
+    raw.sendall(encoded(launcher, argv=["sh", "-c", "printf 12345 > a; printf abc > b"], collect=["*"]))
+    data, fds, _, _ = socket.recv_fds(raw, protocol.CHUNK_BYTES, 1)
+    assert (HEADER.unpack_from(data)[0], len(fds)) == (Kind.OUTCOME, 1)
+    assert os.pread(fds[0], 9, 0) == b"12345abc"
+    with pytest.raises(PermissionError):
+        os.write(fds[0], b"x")
+    os.close(fds[0])
+    return protocol.decode(data[HEADER.size :], Over)
+
+
+def test_what_a_stage_leaves_comes_in_a_descriptor_that_is_answered_for(
+    launcher: LauncherUnderTest, raw: socket.socket
+) -> None:
+    for _ in range(2):
+        over = outcome_with_files(launcher, raw)
+        assert [(file.path, file.content) for file in over.outcome.files] == [("a", b""), ("b", b"")]
+        assert over.sizes == (5, 3)
+        raw.sendall(frame(Kind.RECEIVED))
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_an_answer_for_files_that_is_missing_or_too_much_ends_the_connection(
+    launcher: LauncherUnderTest, raw: socket.socket, leaves: bool
+) -> None:
+    if leaves:
+        outcome_with_files(launcher, raw)
+        raw.sendall(encoded(launcher))
+    else:
+        raw.sendall(frame(Kind.RECEIVED))
+    assert closed(raw)
+    launcher.await_nothing_left()
 
 
 def test_stdin_beyond_the_window_ends_the_connection(launcher: LauncherUnderTest, raw: socket.socket) -> None:
