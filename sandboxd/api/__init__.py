@@ -5,7 +5,7 @@ It never touches a sandbox: `sandboxd.jail` is not imported here, and the proces
 
 from __future__ import annotations
 
-from flask import Response
+from flask import Response, request
 from flask_openapi.models.info import Info
 from flask_openapi.openapi import OpenAPI
 
@@ -14,6 +14,7 @@ from sandboxd.api import answers, auth, docs, jobs, problems, system
 from sandboxd.api.body import BoundedRequest
 from sandboxd.api.services import Services
 from sandboxd.config import Settings
+from sandboxd.errors import InputError
 
 __all__ = ["create_app"]
 
@@ -46,11 +47,19 @@ def create_app(settings: Settings) -> OpenAPI:
     app.extensions["sandboxd"] = services
     problems.register(app)
     auth.register(app, services)
+    app.before_request(_refuse_repeated)
     app.register_api(jobs.blueprint(services))
     app.register_api(system.blueprint(services))
     docs.register(app)
     app.after_request(_harden)
     return app
+
+
+def _refuse_repeated() -> None:
+    """Of two values nobody knows which is meant; the library would take the first."""
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise InputError(name, "must be given once")
 
 
 def _harden(response: Response) -> Response:

@@ -229,6 +229,10 @@ def test_a_wait_out_of_its_bound_is_422(api: Any, wait: str) -> None:
     check_refused(api.post(GOOD, wait=wait), "wait", "")
 
 
+def test_a_parameter_that_comes_twice_is_422(api: Any) -> None:
+    check_refused(api.post(GOOD, wait=["1", "2"]), "wait", "once")
+
+
 def test_an_unknown_parameter_is_422(api: Any) -> None:
     check_refused(api.post(GOOD, priority="1"), "priority", "unknown field")
 
