@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
@@ -26,8 +27,9 @@ _STEADY = 2
 LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
 DYING_CGROUPS_MAX = 64
 """Those of the last jobs are freed a little later."""
-KERNEL_LOG_MAX_LINES = 200
-"""Of one run. One memory limit that strikes takes a hundred; the kernel limits their rate."""
+KERNEL_LOG_MAX_LINES = 1000
+"""Of one run and what the other launcher's jobs do meanwhile. One memory limit that strikes takes a hundred; the kernel
+limits their rate."""
 GLOBAL_OOM = b"constraint=CONSTRAINT_NONE"
 """What the kernel writes when the host itself ran out of memory, not a cgroup (mm/oom_kill.c)."""
 _IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
@@ -113,11 +115,12 @@ class KernelLog:
 
 def job_traces(target: LauncherTarget) -> JobTraces:
     instance, launcher = target.instance, target.process.pid
-    waiting = waiting_slots(instance)
+    waiting, owners = waiting_slots(instance), slots.claimed()
+    ignored = waiting | _of_others(instance, owners)
     return JobTraces(
         cgroups=tuple(sorted(map(str, _cgroups(instance, waiting)))),
-        slots=tuple(claimed_slots(instance)),
-        processes=tuple(sandbox_pids(instance)),
+        slots=tuple(_claimed(instance, owners, waiting)),
+        processes=tuple(_processes(ignored)),
         helpers=_helpers(launcher, waiting),
         mounts=tuple(
             line
@@ -125,10 +128,10 @@ def job_traces(target: LauncherTarget) -> JobTraces:
             for line in Path("/proc", process, "mountinfo").read_text().splitlines()
             if instance.name in line or " - nsfs " in line
         ),
-        files=tuple(_files(instance)),
-        sysv=tuple(_sysv()),
-        keys=tuple(_keys(waiting)),
-        launcher_files=open_files(instance, launcher),
+        files=(*_owned_below(ignored, _SHARED_MEMORY, _QUEUES), *os.listdir(instance.run_dir)),
+        sysv=tuple(_sysv(ignored)),
+        keys=tuple(_keys(ignored)),
+        launcher_files=_open_files(instance, launcher, waiting),
     )
 
 
@@ -196,7 +199,7 @@ def changes(before: HostState, after: HostState) -> list[str]:
 
 def foreign_files() -> frozenset[str]:
     """Files of any job's user where everybody may write, and in the service's folders."""
-    return frozenset(_owned_below(*_WRITABLE))
+    return frozenset(_owned_below(frozenset(), *_WRITABLE))
 
 
 def sandbox_cgroups(instance: Instance) -> list[Path]:
@@ -204,7 +207,7 @@ def sandbox_cgroups(instance: Instance) -> list[Path]:
     return [path for path in _cgroups(instance, waiting_slots(instance)) if _SLOT.fullmatch(path.name)]
 
 
-def _cgroups(instance: Instance, waiting: set[int]) -> Iterator[Path]:
+def _cgroups(instance: Instance, waiting: AbstractSet[int]) -> Iterator[Path]:
     """Every folder below the instance's own, but the launcher's and those of sandboxes that wait."""
     for parent in _parents(instance):
         for folder, names, _ in os.walk(parent):
@@ -216,32 +219,42 @@ def _cgroups(instance: Instance, waiting: set[int]) -> Iterator[Path]:
 
 def claimed_slots(instance: Instance) -> list[int]:
     """Of sandboxes that have or had a job."""
-    waiting = waiting_slots(instance)
-    return [number for number, owner in slots.claimed().items() if owner == instance.name and number not in waiting]
+    return _claimed(instance, slots.claimed(), waiting_slots(instance))
+
+
+def _claimed(instance: Instance, owners: dict[int, str], waiting: AbstractSet[int]) -> list[int]:
+    return [number for number, owner in owners.items() if owner == instance.name and number not in waiting]
+
+
+def _of_others(instance: Instance, owners: dict[int, str]) -> set[int]:
+    """A slot of another instance is that one's; one of nobody should have nothing."""
+    return {number for number, owner in owners.items() if owner not in (instance.name, slots.UNKNOWN)}
 
 
 def sandbox_pids(instance: Instance) -> list[int]:
     """Processes whose uid lies in a slot's block, in whatever cgroup they are: payloads and PID 1s, where there is or
-    was a job. A slot of another instance is that one's; one of nobody should have none."""
-    found, waiting = [], waiting_slots(instance)
-    others = {number for number, owner in slots.claimed().items() if owner not in (instance.name, slots.UNKNOWN)}
+    was a job."""
+    return _processes(waiting_slots(instance) | _of_others(instance, slots.claimed()))
+
+
+def _processes(ignored: AbstractSet[int]) -> list[int]:
+    found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                uid = entry.stat().st_uid
-                if _is_slots(uid) and slots.number_of(uid) not in waiting | others:
+                if _is_jobs(entry.stat().st_uid, ignored):
                     found.append(int(entry.name))
     return found
 
 
-def _helpers(launcher: int, waiting: set[int]) -> int:
+def _helpers(launcher: int, waiting: AbstractSet[int]) -> int:
     count = 0
     for task in os.listdir(f"/proc/{launcher}/task"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for pid in Path(f"/proc/{launcher}/task/{task}/children").read_text().split():
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     uid = os.stat(f"/proc/{pid}").st_uid
-                    count += not (_is_slots(uid) and slots.number_of(uid) in waiting)
+                    count += not (_is_jobs(uid, frozenset()) and slots.number_of(uid) in waiting)
     return count
 
 
@@ -274,7 +287,11 @@ def _is_init(pid: str) -> bool:
 def open_files(instance: Instance, pid: int) -> int:
     """A launcher's open descriptors, without those of sandboxes that wait for a job, and without the build lists, of
     which one is kept for each slot used once."""
-    count, listeners, waiting = 0, 0, waiting_slots(instance)
+    return _open_files(instance, pid, waiting_slots(instance))
+
+
+def _open_files(instance: Instance, pid: int, waiting: AbstractSet[int]) -> int:
+    count, listeners = 0, 0
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(entry.path)
@@ -286,24 +303,20 @@ def open_files(instance: Instance, pid: int) -> int:
     return count - len(waiting) * (6 if hybrid else 5) - min(listeners, len(waiting))
 
 
-def _is_slots(uid: int) -> bool:
-    """Whether a host id is one of a job's: what others do on the host meanwhile is not looked at."""
-    return slots.FIRST_ID <= uid < slots.LAST_ID
+def _is_jobs(uid: int, ignored: AbstractSet[int]) -> bool:
+    """Whether a host id is one of a job's, but those of ignored slots: what others do on the host meanwhile is not
+    looked at."""
+    return slots.FIRST_ID <= uid < slots.LAST_ID and slots.number_of(uid) not in ignored
 
 
-def _files(instance: Instance) -> Iterator[str]:
-    yield from _owned_below(_SHARED_MEMORY, _QUEUES)
-    yield from os.listdir(instance.run_dir)
-
-
-def _owned_below(*tops: str) -> Iterator[str]:
-    """What belongs to any job's user."""
+def _owned_below(ignored: AbstractSet[int], *tops: str) -> Iterator[str]:
+    """What belongs to a job's user."""
     for top in tops:
         for folder, names, files in os.walk(top):
             for name in (*names, *files):
                 path = os.path.join(folder, name)
                 with contextlib.suppress(OSError):
-                    if _is_slots(os.lstat(path).st_uid):
+                    if _is_jobs(os.lstat(path).st_uid, ignored):
                         yield path
 
 
@@ -312,21 +325,21 @@ def _dying(cgroup: Path) -> int:
     return field(text.read_text(), "nr_dying_descendants") if text.exists() else 0
 
 
-def _sysv() -> Iterator[str]:
+def _sysv(ignored: AbstractSet[int]) -> Iterator[str]:
     for kind in ("shm", "sem", "msg"):
         with contextlib.suppress(FileNotFoundError):
             names, *lines = Path("/proc/sysvipc", kind).read_text().splitlines()
             uid = names.split().index("uid")
-            yield from (f"{kind} {line.split()[1]}" for line in lines if _is_slots(int(line.split()[uid])))
+            yield from (f"{kind} {line.split()[1]}" for line in lines if _is_jobs(int(line.split()[uid]), ignored))
 
 
-def _keys(waiting: set[int]) -> Iterator[str]:
+def _keys(ignored: AbstractSet[int]) -> Iterator[str]:
     """Users of the slots' ids that own keys; the session keyrings of those slots that wait are as they should be."""
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/key-users").read_text().splitlines():
-            uid = int(line.split(":")[0])
-            if _is_slots(uid) and slots.number_of(uid) not in waiting:
-                yield str(uid)
+            uid = line.split(":")[0].strip()
+            if _is_jobs(int(uid), ignored):
+                yield uid
 
 
 def _sysctls() -> Iterator[tuple[str, str]]:

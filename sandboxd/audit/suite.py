@@ -140,8 +140,7 @@ def audit(
         unseen = () if host.KernelLog().is_readable else ("the kernel's log: /dev/kmsg may not be read",)
         tree, files = image.tree_digest(), host.foreign_files()
         content = image.content_digest() if together else ""
-        # The first one fills the cache of digests and versions for all others.
-        done = [auditor.audit(0, groups[0]), *threads.map(auditor.audit, range(1, len(groups)), groups[1:])]
+        done = list(threads.map(auditor.audit, range(len(groups)), groups))
         findings = soak.soak(state_root, routed, cases, soak_jobs, on_job, prepared=prepared) if soak_jobs else ()
         beside = neighbours.neighbours(state_root, routed, on_job, prepared=prepared) if together else ()
     rows = [row for group in done for row in group.rows]
@@ -173,6 +172,7 @@ class _Auditor:
         self._routed = routed
         self._on_run = on_run
         self._stopped = threading.Event()
+        self._cached = threading.Event()
 
     def __enter__(self) -> _Auditor:
         return self
@@ -180,9 +180,19 @@ class _Auditor:
     def __exit__(self, *_exception: object) -> None:
         """Whoever still audits in another thread ends after its run."""
         self._stopped.set()
+        self._cached.set()
 
     def audit(self, number: int, runs: Sequence[Run]) -> _Group:
-        """The runs of one set of walls."""
+        """The runs of one set of walls. Digests and versions of languages are found out by the first launcher, for all
+        others."""
+        if number > 0:
+            self._cached.wait()
+        try:
+            return self._audit(number, runs)
+        finally:
+            self._cached.set()
+
+    def _audit(self, number: int, runs: Sequence[Run]) -> _Group:
         walls = ", ".join(runs[0].without) or "none"
         with (
             contextlib.closing(host.KernelLog()) as log,
@@ -190,6 +200,7 @@ class _Auditor:
                 number, self._state_root, without=runs[0].without, routed=self._routed, prepared=self._prepared
             ) as target,
         ):
+            self._cached.set()
             target.warm_up([run.case for run in runs])
             before = host.host_state(target)
             rows = []

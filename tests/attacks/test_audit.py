@@ -110,7 +110,10 @@ def test_an_audit_that_is_stopped_tells_what_it_knows_and_leaves_nothing(number:
     # Whoever runs the tests in the background may have SIGINT ignored.
     heard = ("/usr/bin/env", "--default-signal=INT", *AUDIT, "--quick")
     audit = subprocess.Popen(heard, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    time.sleep(5 * SCALE)
+    while f"audit-{audit.pid}-0" not in slots.claimed().values():
+        assert audit.poll() is None, audit.communicate()
+        time.sleep(0.01)
+    time.sleep(2 * SCALE)
     os.kill(audit.pid, number)
     said, complained = audit.communicate(timeout=60 * SCALE)
     assert audit.returncode == 128 + number, complained
