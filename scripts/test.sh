@@ -1,6 +1,7 @@
 #!/bin/bash
-# Runs the tests against the copy installed at PREFIX. Needs root: the tests build real sandboxes.
-# usage: scripts/test.sh PREFIX [PYTEST ARGUMENT...]
+# Runs the tests against the copy installed at PREFIX: all of them, or those that pytest is told. Needs root: they build real sandboxes.
+# REPORTS=FOLDER: each run of pytest writes its report there, as JUnit's XML.
+# usage: [REPORTS=FOLDER] scripts/test.sh PREFIX [PYTEST ARGUMENT...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 prefix=$1; shift
@@ -15,4 +16,19 @@ if [ -d /run/systemd/system ]; then
     scope=(systemd-run --scope --quiet --collect --property=Delegate=yes --)
 fi
 # The script, not `python -m pytest`: that would put the checkout on the path, and the tests must see the installed copy.
-"${scope[@]}" "$prefix/bin/pytest" -p no:cacheprovider "$@"
+tests() {   # NAME PYTEST ARGUMENT...
+    local name=$1; shift
+    "${scope[@]}" "$prefix/bin/pytest" -p no:cacheprovider ${REPORTS:+"--junitxml=$REPORTS/$name.xml"} "$@"
+}
+if [ $# -gt 0 ]; then
+    tests chosen "$@"
+    exit
+fi
+# What looks at the whole host, or counts its time, runs with nothing beside it; the others mostly wait.
+alone=(tests/attacks tests/kernel tests/smoke)
+status=0
+echo "==> tests, several at once"
+tests beside -n "${TEST_PROCESSES:-4}" --dist worksteal "${alone[@]/#/--ignore=}" || status=$?
+echo "==> tests of real sandboxes, one after the other"
+tests alone "${alone[@]}" || status=$?
+exit "$status"

@@ -21,7 +21,7 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.config import Settings
 from sandboxd.store import Store
 
-ROUNDS = int(os.environ.get("CONTRACT_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("CONTRACT_ROUNDS", "30"))
 """Examples for each operation."""
 
 

@@ -26,10 +26,18 @@ REPORT = """<testsuites><testsuite>
     ],
 )
 def test_a_reason_must_be_on_the_list(tmp_path: Path, reason: str, allowed: list[str], status: int) -> None:
-    report = tmp_path / "report.xml"
-    report.write_text(REPORT.format(reason=reason))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(report), *allowed], capture_output=True, text=True, check=False
-    )
+    (tmp_path / "first.xml").write_text(REPORT.format(reason=reason))
+    (tmp_path / "second.xml").write_text("<testsuites/>")
+    done = check(tmp_path, *allowed)
     assert done.returncode == status
     assert ("a.skipped" in done.stderr) == bool(status)
+
+
+def test_no_report_is_no_success(tmp_path: Path) -> None:
+    assert check(tmp_path).returncode == 1
+
+
+def check(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
