@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sandboxd.audit.host import dying
+
 _ROLES = ("launcher", "worker", "api", "redis", "serve")
 OTHER = "other"
 """Sandboxes that wait or run, and what serve started to look."""
@@ -66,7 +68,7 @@ def take(root_pid: int, instance: str) -> Inventory:
         processes=len(pids),
         mounts=sum(mounts.values()),
         cgroups=len(cgroups),
-        dying_cgroups=sum(_dying(cgroup) for cgroup in cgroups if cgroup.name == f"sandboxd-{instance}"),
+        dying_cgroups=sum(dying(cgroup) for cgroup in cgroups if cgroup.name == f"sandboxd-{instance}"),
         namespaces=len(namespaces),
         descriptors=sum(descriptors.values()) - build_lists,
         build_lists=build_lists,
@@ -113,13 +115,6 @@ def _cgroups(instance: str) -> Iterator[Path]:
             path = Path(folder, name)
             if f"sandboxd-{instance}" in path.parts:
                 yield path
-
-
-def _dying(cgroup: Path) -> int:
-    text = cgroup / "cgroup.stat"
-    if not text.exists():  # a v1 hierarchy
-        return 0
-    return int(dict(line.split() for line in text.read_text().splitlines())["nr_dying_descendants"])
 
 
 def _memory_cgroups_of_machine() -> int:

@@ -233,7 +233,7 @@ class Store:
         return Claim(
             state=state.decode(),
             attempt=int(attempt),
-            request=_decode_request(given),
+            request=_decoded(_REQUEST, given),
             policy=policy.decode(),
             image=image.decode(),
         )
@@ -334,8 +334,8 @@ class Store:
             return None
         found: Any = self.client.mget([f"{self.prefix}:catalogue:".encode() + worker for worker in workers])
         # Workers of one host publish the same bytes: decode each text once.
-        decoded = {encoded: _decode_catalogue(encoded) for encoded in dict.fromkeys(found) if encoded is not None}
-        gone = [worker for worker, encoded in zip(workers, found, strict=True) if decoded.get(encoded) is None]
+        decoded = {encoded: _decoded(_CATALOGUE, encoded) for encoded in dict.fromkeys(found)}
+        gone = [worker for worker, encoded in zip(workers, found, strict=True) if decoded[encoded] is None]
         if gone:
             self.client.srem(f"{self.prefix}:catalogues", *gone)
         return _union([catalogue for catalogue in decoded.values() if catalogue is not None])
@@ -365,19 +365,12 @@ class Store:
         return listener
 
 
-def _decode_request(given: bytes | None) -> JobRequest | None:
-    if given is None:
+def _decoded(decoder: msgspec.json.Decoder[_R] | msgspec.msgpack.Decoder[_R], encoded: bytes | None) -> _R | None:
+    """None for what is not there, and for what none of ours wrote."""
+    if encoded is None:
         return None
     try:
-        return _REQUEST.decode(given)
-    except msgspec.DecodeError:
-        return None
-
-
-def _decode_catalogue(encoded: bytes) -> Catalogue | None:
-    """None for what no worker of ours published."""
-    try:
-        return _CATALOGUE.decode(encoded)
+        return decoder.decode(encoded)
     except msgspec.DecodeError:
         return None
 

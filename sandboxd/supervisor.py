@@ -149,7 +149,7 @@ class Child:
 class Supervisor:
     """Owns the children of one service. Used as a context manager: leaving it stops what still runs."""
 
-    def __init__(self, notify_path: Path | None = None) -> None:
+    def __init__(self, notify_path: Path) -> None:
         """`notify_path`: where children send their signs of life to (`watchdog.Listener`)."""
         self._notify_path = notify_path
         self.children: list[Child] = []

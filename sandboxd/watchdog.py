@@ -11,7 +11,6 @@ import os
 import pwd
 import socket
 import struct
-import tempfile
 import time
 from pathlib import Path
 
@@ -53,13 +52,8 @@ def beat() -> None:
 class Listener:
     """A supervisor's end: a socket to which root and the service user may send; the kernel says who did (unix(7))."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """At `path`, where a dead predecessor's may lie; None: in a new folder of its own."""
-        self._folder = None
-        if path is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="sandboxd-notify-")
-            path = Path(self._folder.name, "socket")
-            path.parent.chmod(0o711)
+    def __init__(self, path: Path) -> None:
+        """At `path`, where a dead predecessor's may lie. Its folder keeps others away."""
         self._path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -91,5 +85,3 @@ class Listener:
     def close(self) -> None:
         self.socket.close()
         self._path.unlink(missing_ok=True)
-        if self._folder:
-            self._folder.cleanup()

@@ -22,7 +22,7 @@ from sandboxd.config import Settings, load_settings
 from sandboxd.instance import SERVICE_USER, Instance
 from sandboxd.queue import JobQueue
 from sandboxd.store import JobRecord, Store, connect
-from sandboxd.supervisor import privilege_prefix
+from sandboxd.supervisor import Supervisor, privilege_prefix
 
 START_S = 30.0 * SCALE
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -34,6 +34,13 @@ def service_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sandboxd-service-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
+
+
+@contextlib.contextmanager
+def supervising() -> Iterator[Supervisor]:
+    """A supervisor whose children may be the service user's."""
+    with service_folder() as folder, Supervisor(folder / "notify.sock") as supervisor:
+        yield supervisor
 
 
 def command(*arguments: str, user: str | None = SERVICE_USER) -> list[str]:

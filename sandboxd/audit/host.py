@@ -176,7 +176,7 @@ def _difference(target: LauncherTarget, earlier: JobTraces) -> str:
 def host_state(target: LauncherTarget) -> HostState:
     return HostState(
         sysctls=dict(_sysctls()),
-        dying_cgroups=sum(map(_dying, _parents(target.instance))),
+        dying_cgroups=sum(map(dying, _parents(target.instance))),
         launcher_resident_bytes=int(Path(f"/proc/{target.process.pid}/statm").read_text().split()[1])
         * os.sysconf("SC_PAGE_SIZE"),
     )
@@ -320,7 +320,8 @@ def _owned_below(ignored: AbstractSet[int], *tops: str) -> Iterator[str]:
                         yield path
 
 
-def _dying(cgroup: Path) -> int:
+def dying(cgroup: Path) -> int:
+    """Cgroups below it that were removed and that the kernel still holds; 0 in a v1 hierarchy, which does not tell."""
     text = cgroup / "cgroup.stat"
     return field(text.read_text(), "nr_dying_descendants") if text.exists() else 0
 

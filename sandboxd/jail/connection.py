@@ -113,8 +113,11 @@ class Connection:
         except ConnectionError:
             self.close()
         except ProtocolError as error:
-            log.warning("client cut off", reason=str(error))
-            self.close()
+            self._cut_off(error)
+
+    def _cut_off(self, error: ProtocolError) -> None:
+        log.warning("client cut off", reason=str(error))
+        self.close()
 
     def _count_buffered(self) -> None:
         untaken_stdin = STDIN_WINDOW_BYTES - self._window if self._stage is not None else 0
@@ -129,8 +132,7 @@ class Connection:
         try:
             self._count_buffered()
         except ProtocolError as error:
-            log.warning("client cut off", reason=str(error))
-            self.close()
+            self._cut_off(error)
 
     def _on_frame(self, kind: Kind, body: bytes | bytearray) -> None:
         match kind:

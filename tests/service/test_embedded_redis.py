@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from servicerig import supervising
 
 from sandboxd import redis_server, service_files
 from sandboxd.instance import Instance
@@ -30,7 +31,7 @@ def instance() -> Iterator[Instance]:
 
 @pytest.fixture
 def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         yield supervisor
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 from jailrig import SCALE
+from servicerig import service_folder, supervising
 from structlog.testing import capture_logs
 
 from sandboxd import watchdog
 from sandboxd.instance import SERVICE_USER
-from sandboxd.supervisor import Child, ChildSpec, Stopped, Supervisor, child_environment
+from sandboxd.supervisor import Child, ChildSpec, Stopped, child_environment
 
 SLEEP = ("/bin/sleep", "1000")
 DIED = "a child died and is started anew"
@@ -55,6 +56,12 @@ def ended(pidfd: int, timeout_s: float = 10.0) -> bool:
     return bool(select.select([pidfd], [], [], timeout_s)[0])
 
 
+@pytest.fixture
+def notify_path() -> Iterator[Path]:
+    with service_folder() as folder:
+        yield folder / "notify.sock"
+
+
 def ask_for_the_end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -73,7 +80,7 @@ def fifo() -> Iterator[Path]:
 def test_a_child_that_dies_is_started_anew_and_its_death_is_reported(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     short = shell(f"echo >>{lives}; [ $(wc -l <{lives}) -lt 4 ] || kill {os.getpid()}; exit 3")
-    with capture_logs() as said, Supervisor() as supervisor:
+    with capture_logs() as said, supervising() as supervisor:
         supervisor.start(spec("steady", *SLEEP))
         supervisor.start(spec("short", *short))
         supervisor.run()
@@ -123,7 +130,7 @@ def test_children_of_the_highest_rank_end_first(tmp_path: Path) -> None:
             f"trap 'echo {name} >>{log}; exit 0' TERM; echo {name} >>{ready}; while :; do sleep 1000 & wait; done"
         )
 
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         for rank, name in enumerate(("first", "second", "third")):
             child = supervisor.start(spec(name, *says_goodbye(name), stop_rank=rank))
         supervisor.wait_until(lambda: ready.exists() and len(ready.read_text().split()) == 3, child, 10)
@@ -132,7 +139,7 @@ def test_children_of_the_highest_rank_end_first(tmp_path: Path) -> None:
 
 def test_a_child_that_ignores_sigterm_is_killed_at_the_end_of_its_time(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         stubborn = shell(f"trap '' TERM; echo >{ready}; while :; do sleep 1000; done")
         child = supervisor.start(spec("stubborn", *stubborn, stop_s=0.2))
         supervisor.wait_until(ready.exists, child, 10)
@@ -146,7 +153,7 @@ def test_a_second_stop_signal_makes_it_hurry(tmp_path: Path) -> None:
     """A worker gives its job back at the second SIGTERM; here each signal is written down."""
     log = tmp_path / "log"
     worker = shell(f"trap 'echo term >>{log}' TERM; echo up >>{log}; while :; do sleep 1000 & wait; done")
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         child = supervisor.start(spec("worker", *worker, stop_s=1000.0))
         supervisor.wait_until(log.exists, child, 10)
         for _ in range(3):
@@ -157,7 +164,7 @@ def test_a_second_stop_signal_makes_it_hurry(tmp_path: Path) -> None:
 
 def test_what_a_dead_child_forked_dies_with_it(fifo: Path) -> None:
     """Else an orphan of the API would keep its port."""
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         child = supervisor.start(spec("parent", *shell(f"sleep 1000 & echo $! >{fifo}; wait")))
         pidfd = os.pidfd_open(int(fifo.read_text()))
         child.send(signal.SIGKILL)
@@ -168,7 +175,7 @@ def test_what_a_dead_child_forked_dies_with_it(fifo: Path) -> None:
 
 
 def test_leaving_on_an_error_still_ends_the_children() -> None:
-    with pytest.raises(ZeroDivisionError), Supervisor() as supervisor:  # noqa: PT012  # the point
+    with pytest.raises(ZeroDivisionError), supervising() as supervisor:  # noqa: PT012  # the point
         child = supervisor.start(spec("child", *SLEEP))
         assert child.pid is not None
         pidfd = os.pidfd_open(child.pid)
@@ -178,7 +185,7 @@ def test_leaving_on_an_error_still_ends_the_children() -> None:
 
 
 def test_a_child_that_dies_before_it_is_ready_is_told_in_words() -> None:
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         child = supervisor.start(spec("child", *shell("exit 3")))
         assert supervisor.wait_until(lambda: False, child, 10) == "exited with status 3"
         child = supervisor.start(spec("child", *shell("kill -SEGV $$")))
@@ -186,13 +193,13 @@ def test_a_child_that_dies_before_it_is_ready_is_told_in_words() -> None:
 
 
 def test_a_child_that_is_not_ready_in_time_is_told_in_words() -> None:
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         child = supervisor.start(spec("child", *SLEEP))
         assert supervisor.wait_until(lambda: False, child, 0.1) == "was not ready after 0.1 s"
 
 
 def test_a_stop_signal_while_starting_stops_the_start() -> None:
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         child = supervisor.start(spec("child", *SLEEP))
         ask_for_the_end()
         with pytest.raises(Stopped):
@@ -201,13 +208,13 @@ def test_a_stop_signal_while_starting_stops_the_start() -> None:
 
 def test_the_handlers_of_before_are_back_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
-    with Supervisor():
+    with supervising():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
 
 
 def test_a_service_child_is_the_service_user_and_has_no_privilege_at_all(fifo: Path) -> None:
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         supervisor.start(spec("child", *shell(f"cat /proc/self/status >{fifo}"), user=SERVICE_USER))
         status = dict(re.findall(r"^(\w+):\t(.*)$", fifo.read_text(), re.MULTILINE))
     user = pwd.getpwnam(SERVICE_USER)
@@ -222,7 +229,7 @@ def test_a_child_gets_a_clean_environment(monkeypatch: pytest.MonkeyPatch, fifo:
     monkeypatch.setenv("PYTHONPATH", "/tmp/attacker")
     monkeypatch.setenv("LD_PRELOAD_FOR_TEST", "x")
     monkeypatch.setenv("SANDBOXD_QUEUE_MAX", "7")
-    with Supervisor() as supervisor:
+    with supervising() as supervisor:
         supervisor.start(spec("child", *shell(f"env >{fifo}")))
         names = {line.partition("=")[0] for line in fifo.read_text().splitlines()}
     assert "SANDBOXD_QUEUE_MAX" in names
@@ -233,9 +240,11 @@ def test_a_child_gets_a_clean_environment(monkeypatch: pytest.MonkeyPatch, fifo:
 
 SUPERVISE_FOR_EVER = """
 from sandboxd import log
+import sys
+from pathlib import Path
 from sandboxd.supervisor import ChildSpec, Supervisor, child_environment
 log.configure("test")
-with Supervisor() as supervisor:
+with Supervisor(Path(sys.argv[1])) as supervisor:
     for user in (None, "sandboxd"):
         child = supervisor.start(ChildSpec(name="child", command=("/bin/sleep", "1000"),
         environment=child_environment({}),
@@ -245,11 +254,13 @@ with Supervisor() as supervisor:
 """
 
 
-def test_children_die_with_a_supervisor_that_is_killed() -> None:
+def test_children_die_with_a_supervisor_that_is_killed(notify_path: Path) -> None:
     """No handler runs on SIGKILL: the kernel does it (PR_SET_PDEATHSIG), for root's children and the service user's
     alike.
     """
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE_FOR_EVER], stdout=subprocess.PIPE, text=True)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE_FOR_EVER, str(notify_path)], stdout=subprocess.PIPE, text=True
+    )
     assert supervisor.stdout is not None
     pids = [int(supervisor.stdout.readline()) for _ in range(2)]
     for pid in pids:
@@ -280,7 +291,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 def supervised(monkeypatch: pytest.MonkeyPatch, *, watched: bool, for_s: float) -> list[str]:
     """Names of the children that died while a process gave signs of life for a second and then hung."""
     monkeypatch.setattr(watchdog, "SILENT_MAX_S", 0.5)
-    with capture_logs() as said, Supervisor() as supervisor:
+    with capture_logs() as said, supervising() as supervisor:
         supervisor.start(spec("hangs", sys.executable, "-I", "-c", BEATS, "10", watched=watched, stop_s=0.2))
         threading.Timer(for_s, ask_for_the_end).start()
         supervisor.run()
@@ -295,9 +306,9 @@ def test_a_child_that_never_gave_a_sign_of_life_is_left_alone(monkeypatch: pytes
     assert supervised(monkeypatch, watched=False, for_s=2.5 * SCALE) == []
 
 
-def test_a_sign_of_life_is_believed_of_its_sender_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sign_of_life_is_believed_of_its_sender_alone(monkeypatch: pytest.MonkeyPatch, notify_path: Path) -> None:
     """Control of the credentials: somebody else's signs keep nobody alive."""
-    listener = watchdog.Listener()
+    listener = watchdog.Listener(notify_path)
     monkeypatch.setenv("NOTIFY_SOCKET", listener.address)
     watchdog.notify("WATCHDOG=1")
     watchdog.notify("READY=1")
@@ -311,8 +322,8 @@ def test_a_sign_of_life_is_believed_of_its_sender_alone(monkeypatch: pytest.Monk
     assert not Path(listener.address).exists()
 
 
-def test_nobody_else_can_drown_the_signs_of_life() -> None:
-    listener = watchdog.Listener()
+def test_nobody_else_can_drown_the_signs_of_life(notify_path: Path) -> None:
+    listener = watchdog.Listener(notify_path)
     sends = f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'x', {listener.address!r})"
     for user, status in (("nobody", 1), (SERVICE_USER, 0)):
         done = subprocess.run(
@@ -323,9 +334,9 @@ def test_nobody_else_can_drown_the_signs_of_life() -> None:
     listener.close()
 
 
-def test_with_a_flood_of_messages_nobody_is_called_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_flood_of_messages_nobody_is_called_silent(monkeypatch: pytest.MonkeyPatch, notify_path: Path) -> None:
     """From a worker that was taken over, say: it must not have the others killed, nor keep the supervisor busy."""
-    listener = watchdog.Listener()
+    listener = watchdog.Listener(notify_path)
     monkeypatch.setattr(watchdog, "MESSAGES_MAX", 4)
     monkeypatch.setenv("NOTIFY_SOCKET", listener.address)
     for _ in range(6):
