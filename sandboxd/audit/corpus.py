@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parent
 CASES = FOLDER / "cases"
 PROGRAMS = FOLDER / "programs"
 ATTEMPTS = "attempts"
+OWN = b"own"
+"""What every file holds that a program leaves for the launcher to take out, unless it is a trap that worked."""
 SUCCEEDED = "succeeded"
 """What a hostile program says last when its attack worked; anything else is why not."""
 
@@ -67,6 +69,9 @@ class Table(Struct, frozen=True, kw_only=True):
     """Arguments of the same program, run at the same time as another job: it says `ready` and waits for its stdin."""
     before: str = ""
     """Arguments of the same program, run as a job that has ended before, in the same slot where possible."""
+    collect: tuple[str, ...] = ()
+    """Patterns of files that the launcher takes out. The last word is then ours: `succeeded` where one holds anything
+    but OWN, `nothing` where none came out, else `held`."""
     answers: tuple[str, ...] = ()
     """What the program may say last; empty: anything but `succeeded`."""
     at_least: int | None = None

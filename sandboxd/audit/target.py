@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandboxd.audit.corpus import PROGRAMS, Case
+from sandboxd.audit.corpus import OWN, PROGRAMS, SUCCEEDED, Case
 from sandboxd.audit.judge import Observation
 from sandboxd.errors import HostError, LauncherUnavailable
 from sandboxd.execution import judge
@@ -162,12 +162,16 @@ class LauncherTarget:
                 for name in names
             ),
             stdin=stdin,
+            collect=case.table.collect,
         )
 
     def _run(self, stage: StageSpec) -> Observation:
         stdout, stderr = bytearray(), bytearray()
         outcome = self._client.run(stage, on_stdout=stdout.extend, on_stderr=stderr.extend)
-        return self._observation(stage, outcome, bytes(stdout[: 1 << 20]), bytes(stderr[: 1 << 20]))
+        said = bytes(stdout[: 1 << 20])
+        if stage.collect:
+            said += f" {_taken(outcome)}".encode()
+        return self._observation(stage, outcome, said, bytes(stderr[: 1 << 20]))
 
     def _observation(self, stage: StageSpec, outcome: StageOutcome, stdout: bytes, stderr: bytes) -> Observation:
         judgement = judge(stage, outcome, self._catalogue)
@@ -182,6 +186,13 @@ class LauncherTarget:
             facts=outcome.facts,
             reason=judgement.reason,
         )
+
+
+def _taken(outcome: StageOutcome) -> str:
+    """Whether what was taken out is the program's own."""
+    if not outcome.files:
+        return "nothing"
+    return "held" if all(file.content == OWN for file in outcome.files) else SUCCEEDED
 
 
 class _Peer:

@@ -33,8 +33,56 @@ BOMBS = {
     "itself": ("c", '#include "main.c"\n' * 2 + MAIN, OUTPUT),
     "a device without end": ("c", '#include "/dev/zero"\n' + MAIN, MEMORY),
     "a file of the host in its output": ("c", '__asm__(".incbin \\"/etc/shadow\\"");\n' + MAIN, "does not compile"),
+    "an assembler's repetition": ("c", '__asm__(".rept 1000000000\\n nop\\n .endr");\n' + MAIN, MEMORY),
+    "an assembler's sections": (
+        "c",
+        '__asm__(".altmacro\\n .macro s n\\n .section .s\\\\n,\\"a\\"\\n .long 1\\n .endm\\n .set i,0\\n"\n'
+        '        ".rept 3000000\\n s %i\\n .set i,i+1\\n .endr\\n .text");\n' + MAIN,
+        MEMORY,
+    ),
+    "an assembler's device without end": ("c", '__asm__(".include \\"/dev/zero\\"");\n' + MAIN, MEMORY),
+    "a constant": (
+        "cpp",
+        "constexpr long f(long n) { long s = 0; for (long i = 0; i < n; i++) s += i; return s; }\n"
+        "constexpr long x = f(1L << 60);\nint main() { return x == 1; }\n",
+        "does not compile",
+    ),
+    "an alignment of 1 GiB": (
+        "c",
+        '__asm__(".data\\n .balign 0x40000000\\n .long 1\\n .text");\n' + MAIN,
+        "does not compile",
+    ),
     "an output of 90 GiB": ("c", '__asm__(".data\\n.fill 100000000000, 1, 1\\n.text");\n' + MAIN, "does not compile"),
 }
+
+
+INLINED = (
+    "extern int g(int);\n#define INLINE static inline __attribute__((always_inline)) int\n"
+    "INLINE f0(int x) { return g(x) + g(x + 1); }\n"
+    + "".join(
+        f"INLINE f{n + 1}(int x) {{ return f{n}(x) + f{n}(x + 1) + f{n}(x + 2) + f{n}(x + 3); }}\n" for n in range(13)
+    )
+    + "int g(int x) { return x; }\nint main(void) { return f13(1); }\n"
+)
+HOLE = "SECTIONS { . = 0x10000; .text : { *(.text*) } .data : { *(.data*) . = . + 0x10000000000; } }\n"
+OWN_FLAGS = {
+    "link-time optimisation": (("gcc", "-O2", "-flto", "main.c"), {"main.c": INLINED}, "memory_exceeded"),
+    "a linker script with a hole of 1 TiB": (
+        ("gcc", "-nostdlib", "-static", "-T", "script.ld", "main.c"),
+        {"main.c": "int x = 1;\nvoid _start(void) {}\n", "script.ld": HOLE},
+        "runtime_error",
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", OWN_FLAGS)
+def test_a_compiler_that_is_called_with_flags_of_the_clients_is_a_program_like_any_other(
+    launcher: LauncherUnderTest, bomb: str
+) -> None:
+    command, files, verdict = OWN_FLAGS[bomb]
+    ran = launcher.run(command, files=files, cpu_time_s=10 * SCALE, wall_time_s=20 * SCALE, memory_bytes=256 << 20)
+    assert ran.verdict == verdict, ran.stderr[-500:]
+    launcher.await_nothing_left()
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
