@@ -10,7 +10,7 @@ import msgspec
 
 from sandboxd.catalogue import Catalogue, ImageInfo
 from sandboxd.cli.failure import reported
-from sandboxd.cli.request import COMMAND_SETTINGS, job_options, make_request
+from sandboxd.cli.request import COMMAND_SETTINGS, JobOptions, job_options, make_request
 from sandboxd.instance import Instance
 from sandboxd.jail import facts, plan
 from sandboxd.jail.images import HOST
@@ -41,18 +41,7 @@ _WHO = {
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @job_options
 @reported
-def command(
-    file: Path,
-    args: tuple[str, ...],
-    language: str | None,
-    policy: str,
-    image: str | None,
-    limits: tuple[str, ...],
-    compile_limits: tuple[str, ...],
-    env: tuple[str, ...],
-    instance: str | None,
-    as_json: bool,
-) -> None:
+def command(options: JobOptions, instance: str | None, as_json: bool) -> None:
     """Print what would be done to run FILE: every step, in order, by process. Nothing is run.
 
     \b
@@ -62,17 +51,7 @@ def command(
     policies = load_policies(folder)
     host = facts.host_facts()
     catalogue = _catalogue(folder, policies, host)
-    request = make_request(
-        catalogue,
-        file=file,
-        args=args,
-        language=language,
-        policy=policy,
-        image=image,
-        limits=limits,
-        compile_limits=compile_limits,
-        env=env,
-    )
+    request = make_request(options, catalogue)
     run_dir = str(Instance.from_environment(instance).run_dir)
     stages = [
         _explained(stage, _inputs(folder, policies[stage.policy], host, run_dir))

@@ -1,10 +1,11 @@
-"""A job from a command line: the options that `run` and `explain` share, and the request they make."""
+"""A job from a command line: the options that `run`, `submit` and `explain` share, and the request they make."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
 
@@ -12,16 +13,44 @@ from sandboxd.catalogue import Catalogue
 from sandboxd.errors import InputError
 from sandboxd.guess import guess_language
 from sandboxd.policy.units import parse_assignments
-from sandboxd.spec import BODY_MAX_BYTES, InputFile, JobRequest
+from sandboxd.spec import BODY_MAX_BYTES, InputFile, JobRequest, Struct
 
 COMMAND_SETTINGS = {"allow_interspersed_args": False}
 """What follows FILE belongs to the program."""
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+class JobOptions(Struct, frozen=True, kw_only=True):
+    """A job as a command line says it."""
+
+    file: Path
+    args: tuple[str, ...]
+    language: str | None
+    policy: str
+    image: str | None
+    limits: tuple[str, ...]
+    compile_limits: tuple[str, ...]
+    env: tuple[str, ...]
+
+    def variables(self) -> dict[str, str]:
+        """Of `--env`. Raises InputError."""
+        variables = {}
+        for text in self.env:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise InputError("env", f"{text[:64]!r} is not NAME=VALUE")
+            variables[name] = value
+        return variables
 
 
-def job_options(function: F) -> F:
-    """Adds the options and arguments from which `make_request` builds a job."""
+def job_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options and arguments that make a job, and `--instance`; the function gets them as one `JobOptions`."""
+
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> None:  # noqa: ANN401  # what click parsed
+        options = JobOptions(**{name: given.pop(name) for name in JobOptions.__struct_fields__})
+        function(options, **given)
+
+    command: Callable[..., None] = wrapper
     for decorate in reversed(
         (
             click.option("--language", help="Name of the language.  [default: from the file's name]"),
@@ -37,8 +66,8 @@ def job_options(function: F) -> F:
             click.argument("args", nargs=-1, type=click.UNPROCESSED),
         )
     ):
-        function = decorate(function)
-    return function
+        command = decorate(command)
+    return command
 
 
 def read_file(file: Path) -> bytes:
@@ -62,36 +91,18 @@ def printable(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def make_request(
-    catalogue: Catalogue,
-    *,
-    file: Path,
-    args: tuple[str, ...],
-    language: str | None,
-    policy: str,
-    image: str | None,
-    limits: tuple[str, ...],
-    compile_limits: tuple[str, ...],
-    env: tuple[str, ...],
-) -> JobRequest:
+def make_request(options: JobOptions, catalogue: Catalogue) -> JobRequest:
     """The request; stdin is streamed. Raises InputError for what the command line got wrong."""
-    content = read_file(file)
+    content = read_file(options.file)
     names = {offered.name: offered.source_name for offered in catalogue.languages}
-    chosen = language or guess_language(file.name, content[:4], names)
-    variables = {}
-    for text in env:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError("env", f"{text[:64]!r} is not NAME=VALUE")
-        variables[name] = value
     return JobRequest(
-        language=chosen,
-        files=(InputFile(path=file.name, content=content),),
+        language=options.language or guess_language(options.file.name, content[:4], names),
+        files=(InputFile(path=options.file.name, content=content),),
         stdin=None,
-        args=args,
-        env=variables,
-        policy=policy,
-        image=image,
-        limits=parse_assignments(limits, "limits"),
-        compile_limits=parse_assignments(compile_limits, "compile_limits"),
+        args=options.args,
+        env=options.variables(),
+        policy=options.policy,
+        image=options.image,
+        limits=parse_assignments(options.limits, "limits"),
+        compile_limits=parse_assignments(options.compile_limits, "compile_limits"),
     )

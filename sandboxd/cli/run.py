@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
+import msgspec
 
 from sandboxd import document
 from sandboxd.catalogue import Catalogue
 from sandboxd.cli.failure import reported
-from sandboxd.cli.request import COMMAND_SETTINGS, job_options, make_request
+from sandboxd.cli.request import COMMAND_SETTINGS, JobOptions, job_options, make_request
 from sandboxd.delegation import ensure_delegated
 from sandboxd.errors import InputError
 from sandboxd.execution import Ended, run_job
@@ -34,19 +34,7 @@ _QUIET = (Verdict.OK, Verdict.RUNTIME_ERROR)
 @click.option("--report-denied", is_flag=True, help="List the system calls that were refused (policy report).")
 @job_options
 @reported
-def command(
-    file: Path,
-    args: tuple[str, ...],
-    language: str | None,
-    policy: str,
-    image: str | None,
-    limits: tuple[str, ...],
-    compile_limits: tuple[str, ...],
-    env: tuple[str, ...],
-    instance: str | None,
-    as_json: bool,
-    report_denied: bool,
-) -> None:
+def command(options: JobOptions, instance: str | None, as_json: bool, report_denied: bool) -> None:
     """Run FILE in a sandbox: stdin, stdout, stderr and exit status are passed on.
 
     Uses the instance's running launcher, else starts one for this run alone (root).
@@ -62,18 +50,8 @@ def command(
     with local_launcher(where) as client, _cancelled_by_signals() as cancel_fd:
         catalogue = client.catalogue()
         if report_denied:
-            policy = _reporting_policy(catalogue, policy)
-        request = make_request(
-            catalogue,
-            file=file,
-            args=args,
-            language=language,
-            policy=policy,
-            image=image,
-            limits=limits,
-            compile_limits=compile_limits,
-            env=env,
-        )
+            options = msgspec.structs.replace(options, policy=_reporting_policy(catalogue, options.policy))
+        request = make_request(options, catalogue)
         output = _Output(cancel_fd)
         sink = None if as_json else output.pass_on
         stdin_fd = sys.stdin.fileno() if sys.stdin is not None else None

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 import httpx
 
 from sandboxd.cli.failure import reported
-from sandboxd.cli.request import COMMAND_SETTINGS, read_bounded, read_file
+from sandboxd.cli.request import COMMAND_SETTINGS, JobOptions, job_options, read_bounded, read_file
 from sandboxd.errors import InputError
 from sandboxd.exit_status import CANCELLED_STATUS, OUR_FAULT_STATUS, USAGE_STATUS, exit_status
 from sandboxd.guess import guess_language
@@ -34,36 +34,23 @@ _QUOTES = 64
 
 
 @click.command(context_settings=COMMAND_SETTINGS)
-@click.option("--language", help="A name from GET /v1/languages.  [default: from the file's name]")
-@click.option("--policy", help="What the program may do.  [default: default]")
-@click.option("--image", help="What the program runs in.  [default: the policy's]")
-@click.option(
-    "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Such as cpu_time_s=2 or memory_bytes=64M."
-)
-@click.option("--compile-limit", "compile_limits", multiple=True, metavar="NAME=VALUE", help="For the compile stage.")
 @click.option("--stdin-file", type=click.File("rb"), help="Given to the program; - is this command's own stdin.")
 @click.option("--json", "as_json", is_flag=True, help="Print the job's document instead of its output.")
 @click.option("--url", envvar="SANDBOXD_URL", default=DEFAULT_URL, show_default=True, help="The server.")
-@click.option("--instance", help="Whose token is used, when SANDBOXD_TOKEN is not set.  [default: default]")
 @click.option("--wait", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds to wait for the end.")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@job_options
 @reported
 def command(
-    file: Path,
-    args: tuple[str, ...],
-    language: str | None,
-    policy: str | None,
-    image: str | None,
-    limits: tuple[str, ...],
-    compile_limits: tuple[str, ...],
-    stdin_file: Any,  # noqa: ANN401  # click's own file type
+    options: JobOptions,
+    stdin_file: IO[bytes] | None,
     as_json: bool,
     url: str,
     instance: str | None,
     wait: float,
 ) -> None:
     """Run FILE on a server, print what it prints, and exit with its status.
+
+    The token is SANDBOXD_TOKEN, else that of the instance of this machine.
 
     \b
     128 + N: signal N ended it.  124: a limit did.  125: the fault is ours.  2: it is the command line's.
@@ -72,18 +59,7 @@ def command(
     """
     try:
         with _server(url, instance) as server:
-            content = read_file(file)
-            body: dict[str, Any] = {
-                "language": language or _guess(server, file, content),
-                "files": [{"path": file.name, **_encoded(content, "content", "encoding")}],
-                "args": list(args),
-                "limits": _edge(limits, "limits"),
-                "compile_limits": _edge(compile_limits, "compile_limits"),
-                **({"policy": policy} if policy else {}),
-                **({"image": image} if image else {}),
-                **(_encoded(read_bounded(stdin_file, "stdin"), "stdin", "stdin_encoding") if stdin_file else {}),
-            }
-            job = _run(server, body, wait)
+            job = _run(server, _body(server, options, stdin_file), wait)
     except InputError as error:
         raise click.UsageError(str(error)) from None
     except UnicodeEncodeError:
@@ -97,6 +73,24 @@ def command(
     else:
         _print(job)
     raise SystemExit(_status(job))
+
+
+def _body(server: httpx.Client, options: JobOptions, stdin_file: IO[bytes] | None) -> dict[str, Any]:
+    content = read_file(options.file)
+    body: dict[str, Any] = {
+        "language": options.language or _guess(server, options.file, content),
+        "files": [{"path": options.file.name, **_encoded(content, "content", "encoding")}],
+        "args": list(options.args),
+        "env": options.variables(),
+        "policy": options.policy,
+        "limits": _edge(options.limits, "limits"),
+        "compile_limits": _edge(options.compile_limits, "compile_limits"),
+    }
+    if options.image:
+        body["image"] = options.image
+    if stdin_file:
+        body |= _encoded(read_bounded(stdin_file, "stdin"), "stdin", "stdin_encoding")
+    return body
 
 
 @contextmanager

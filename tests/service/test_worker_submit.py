@@ -106,6 +106,13 @@ def test_json_is_the_jobs_document(submit: Submitter) -> None:
     assert json.loads(done.stdout)["stages"][0]["stdout"] == "é\n"
 
 
+def test_arguments_and_variables_are_the_programs(submit: Submitter) -> None:
+    program = submit.file("args.py", "import os, sys\nprint(sys.argv[1:], os.environ['A'], os.environ['B'])")
+    done = submit("--env", "A=1=2", "--env", "B=", program, "--limit", "x")
+    assert (done.returncode, done.stdout) == (0, b"['--limit', 'x'] 1=2 \n"), done.stderr
+    assert submit("--env", "A", program).returncode == 2
+
+
 def test_a_language_can_be_named(submit: Submitter) -> None:
     assert submit("--language", "python", submit.file("x.txt", "print(1)")).stdout == b"1\n"
     done = submit(submit.file("x.txt", "print(1)"))
