@@ -32,7 +32,7 @@ from sandboxd.config import Settings
 from sandboxd.errors import HostError
 from sandboxd.instance import DEFAULT_INSTANCE, SERVICE_USER, Instance
 from sandboxd.service_files import CannotServe, load_or_make_token, own_service
-from sandboxd.spec import Struct
+from sandboxd.spec import MIB, Struct
 from sandboxd.store import Store, connect
 from sandboxd.supervisor import ChildSpec, Supervisor, child_environment
 
@@ -40,6 +40,8 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S = 120.0
 """For one child to answer; the launcher asks every language for its version inside a sandbox first."""
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(MIB), "MALLOC_TRIM_THRESHOLD_": str(2 * MIB)}
+"""Memory of a big job goes back to the kernel: left to itself, malloc(3) keeps up to 64 MiB for the next one."""
 _RANK_REDIS, _RANK_LAUNCHER, _RANK_FRONT = 0, 1, 2
 
 
@@ -178,6 +180,7 @@ def _own_spec(
         "SANDBOXD_INSTANCE": instance.name,
         "SANDBOXD_STATE_ROOT": instance.state_root,
         "SANDBOXD_REDIS_URL": redis_server.redis_url(instance),
+        **_MALLOC,
     }
     return ChildSpec(
         name=name,

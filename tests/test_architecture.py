@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "sandboxd.output": 0,
     "sandboxd.result": 0,
     "sandboxd.spec": 0,
+    "sandboxd.threads": 0,
     "sandboxd.watchdog": 0,
     # pure planning: a job, a policy and the host's facts become a plan; facts become a verdict
     "sandboxd.document": 1,

@@ -30,12 +30,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn has no types
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
+from sandboxd import threads
 from sandboxd.api.problems import problem
 
 HEAD_S = 10.0
@@ -186,6 +188,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         """
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """All threads at once: a request that finds none is lost."""
+        return threads.started(self.cfg.threads, "request")
 
     def load_wsgi(self) -> None:
         """The application, told to close connections whose request it did not read."""

@@ -46,10 +46,8 @@ class Hub:
         event = threading.Event()
         with self._lock:
             self._waiting.setdefault(job_id, []).append(event)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._listen, name="hub", daemon=True)
-                self._thread.start()
         try:
+            self._start()
             if not self._listening.wait(_SUBSCRIBE_TIMEOUT_S):
                 raise StoreUnavailable("Redis does not answer: no subscription to the ends of jobs")
             yield event
@@ -58,6 +56,13 @@ class Hub:
                 self._waiting[job_id].remove(event)
                 if not self._waiting[job_id]:
                     del self._waiting[job_id]
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._listen, name="hub", daemon=True)
+                thread.start()  # may fail, and is tried again by the next
+                self._thread = thread
 
     def _listen(self) -> None:
         while not self._closed.is_set():

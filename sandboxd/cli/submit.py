@@ -158,7 +158,9 @@ def _json(response: httpx.Response) -> dict[str, Any]:
         return document
     try:
         problem = response.json()
-        lines = [f"{each['field']}: {each['message']}" for each in problem.get("errors", [])] or [problem["detail"]]
+        lines = [f"{each['field']}: {each['message']}" for each in problem.get("errors", [])] or [
+            problem["detail"].removesuffix(".")
+        ]
     except (ValueError, KeyError, TypeError):
         lines = [f"{response.status_code} {response.reason_phrase}"]
     if response.status_code == httpx.codes.UNAUTHORIZED:

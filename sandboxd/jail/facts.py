@@ -250,7 +250,8 @@ _MUSTS = (
         name="resource limits",
         probe=_resource_limits,
         remedy=(
-            "ulimit -Hs unlimited, ulimit -Hc unlimited, or LimitSTACK=, LimitCORE= in the unit; for core below sudo: "
+            "raise what is named: nofile by ulimit -Hn or LimitNOFILE= in the unit, stack by ulimit -Hs or LimitSTACK=,"
+            " core by ulimit -Hc or LimitCORE=; for core below sudo: "
             "`Defaults rlimit_core=default` in sudoers, or a core_pattern without a pipe"
         ),
     ),

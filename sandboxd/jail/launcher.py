@@ -31,7 +31,7 @@ from pathlib import Path
 import structlog
 
 import sandboxd
-from sandboxd import watchdog
+from sandboxd import threads, watchdog
 from sandboxd.catalogue import Catalogue
 from sandboxd.errors import HostError, InputError
 from sandboxd.instance import RUN_ROOT, SERVICE_USER, Instance
@@ -54,6 +54,8 @@ BACKLOG = 128
 ACCEPT_RETRY_S = 0.1
 WARM_INTERVAL_S = 60.0
 STOP_DEADLINE_S = 5.0
+THREADS = 4
+"""They take files out of sandboxes, and free what jobs wrote."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread that takes files out of a sandbox may keep the loop, which has limits to see to, from going on."""
 _DONE = object()
@@ -99,6 +101,7 @@ class Launcher:
             raise InputError("without", "control runs are refused for the instance 'default'; give --instance NAME")
         facts.raise_resource_limits()
         facts.require()
+        asyncio.get_running_loop().set_default_executor(threads.started(THREADS, "sandbox"))
         folder = policy_folder()
         os.umask(0o022)  # whoever started us: layers must be readable inside
         RUN_ROOT.mkdir(0o755, exist_ok=True)

@@ -483,17 +483,23 @@ class Sandbox:
             if self._streams is not None:
                 self._streams.drain()
             facts = self._facts()
+            taking = self._taken()
         except Exception as error:  # whatever it is: the owner gets an answer, and the sandbox is taken down
             self._answer(self._unmeasured(error), Collected())
             return
-        if self._stage is None or not self._stage.collect or self._ended is None:
+        if taking is None:
             self._answer(facts, Collected())
-            return
+        else:
+            taking.add_done_callback(lambda _: self._guarded(self._on_collected, facts, taking))
+
+    def _taken(self) -> asyncio.Future[Collected] | None:
+        """A thread takes out what the stage leaves, if it leaves something."""
+        if self._stage is None or not self._stage.collect or self._ended is None:
+            return None
         box, patterns = plan.WORKING_DIRECTORY.lstrip("/"), self._stage.collect
-        taking = self._loop.run_in_executor(
+        return self._loop.run_in_executor(
             None, collect, self._tree, box, patterns, COLLECT_FILES_MAX, COLLECT_BYTES_MAX
         )
-        taking.add_done_callback(lambda _: self._guarded(self._on_collected, facts, taking))
 
     def _on_collected(self, facts: Facts, taking: asyncio.Future[Collected]) -> None:
         try:
@@ -578,7 +584,10 @@ class Sandbox:
         if tree >= 0 and self._pidfd >= 0:
             os.close(tree)
         elif tree >= 0:
-            self._freeing = self._loop.run_in_executor(None, os.close, tree)
+            try:
+                self._freeing = self._loop.run_in_executor(None, os.close, tree)
+            except RuntimeError:  # the loop is at its end, and nobody's limits wait for it
+                os.close(tree)
 
     def _insist(self) -> None:
         log.warning("sandbox outlived its control socket", slot=self._slot)

@@ -167,4 +167,5 @@ def _number(name: str, text: str, field: str) -> int | float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(field, f"{text[:64]!r} is not a number") from None
+        nor_size = ", nor a size as in 64K, 64M or 2G" if name.endswith("_bytes") else ""
+        raise InputError(field, f"{text[:64]!r} is not a number{nor_size}") from None

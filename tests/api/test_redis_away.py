@@ -103,3 +103,21 @@ def test_a_nearly_full_redis_takes_no_job_so_that_results_find_room(redis: Redis
     admin.config_set("maxmemory", used * 4)
     wait_until(lambda: client.post("/v1/jobs", json=PYTHON, headers=HEADERS).status_code == 202, 5)
     assert client.get("/v1/ready").status_code == 200
+
+
+def test_a_thread_that_could_not_be_made_is_made_for_the_next_who_waits(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's, or the service's, bound on threads is reached for a moment."""
+    hub = app.extensions["sandboxd"].hub
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError), hub.watch("0" * 32):
+            pytest.fail("nobody listens")
+    with hub.watch("0" * 32):
+        assert hub._listening.is_set()
+    assert hub._waiting == {}

@@ -7,6 +7,7 @@ import contextlib
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -165,5 +166,19 @@ def test_files_that_cannot_be_taken_out_are_our_failure(
         facts = await launch(admission, msgspec.structs.replace(a_stage(workshop), collect=("folder/*",)))
         assert facts.failure is not None
         assert (facts.failure.step, facts.failure.errno) == ("Measure", ERRNO)
+
+    in_loop(workshop, run)
+
+
+def test_where_no_thread_can_take_files_out_the_failure_is_told_and_nothing_is_left(workshop: FailingWorkshop) -> None:
+    async def run(admission: Admission) -> None:
+        threads = ThreadPoolExecutor(1)
+        threads.shutdown()
+        asyncio.get_running_loop().set_default_executor(threads)
+        for command in ("exit 0", "sleep 60 & exit 0"):
+            leaves = msgspec.structs.replace(a_stage(workshop), argv=("sh", "-c", command), collect=("folder/*",))
+            facts = await launch(admission, leaves)
+            assert facts.failure is not None
+            assert facts.failure.step == "Measure"
 
     in_loop(workshop, run)

@@ -101,6 +101,15 @@ def test_a_tree_and_patterns_made_to_be_slow_are_cut_short(launcher: LauncherUnd
     assert ran.outcome.files_omitted > 0, "it is said that not all was looked at"
 
 
+def test_a_folder_of_very_many_names_is_not_read_to_its_end(launcher: LauncherUnderTest) -> None:
+    make = "import os\nfor n in range(30_000): os.close(os.open(f'{n:0200}', os.O_CREAT))"
+    ran = launcher.python(make, collect=("main.py", "0*"), memory_bytes=512 * MIB, disk_bytes=256 * MIB)
+    assert (ran.verdict, ran.files, ran.outcome.files_omitted) == ("ok", {}, 1), ran.stderr
+    fewer = launcher.python(make.replace("30_000", "10_000"), collect=("main.py", "0*"), memory_bytes=512 * MIB)
+    assert sorted(fewer.files) == [f"{n:0200}" for n in range(256)], "in the order of names"
+    assert fewer.outcome.files_omitted == 10_000 - 256 + 1
+
+
 def test_what_a_daemon_writes_on_is_not_read_while_it_lives(launcher: LauncherUnderTest) -> None:
     program = "echo 1 > f; (while :; do echo 2 > f; rm -f f; ln -s /etc/passwd f; rm -f f; done) & sleep 0.1; exit 0"
     ran = launcher.bash(program, collect=("f",))

@@ -1,11 +1,16 @@
-"""What several threads do at once for the first time: in a process of its own, since it may crash."""
+"""Threads that are there from the start, and what several do at once for the first time: in a process of its own, since
+it may crash.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from sandboxd import threads
 
 FIRST_USE = """
 import sys, threading
@@ -41,3 +46,27 @@ def test_types_are_prepared_before_threads_decode_them(prepare: str, work: str) 
             [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False, timeout=60
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_all_threads_of_a_pool_run_before_there_is_anything_to_do() -> None:
+    before = threading.active_count()
+    with threads.started(3, "test"):
+        assert threading.active_count() == before + 3
+    assert threading.active_count() == before
+
+
+def test_a_pool_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start, made = set(threading.enumerate()), threading.Thread.start, []
+
+    def fail_at_the_third(thread: threading.Thread) -> None:
+        if len(made) == 2:
+            raise RuntimeError("can't start new thread")
+        made.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_at_the_third)
+    with pytest.raises(RuntimeError, match="can't start"):
+        threads.started(3, "test")
+    for thread in made:
+        thread.join(10)
+    assert set(threading.enumerate()) == before
