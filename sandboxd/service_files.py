@@ -27,17 +27,21 @@ class CannotServe(SandboxdError):
 
 @contextlib.contextmanager
 def own_service(instance: Instance) -> Iterator[None]:
-    """Make the service's folders and hold its lock. Raises CannotServe when the instance is served already."""
+    """Make the service's folders and hold its lock. Raises CannotServe when the instance is served already, or its
+    folders cannot be made."""
     user = pwd.getpwnam(SERVICE_USER)
     os.umask(0o022)  # the modes below are meant as they stand, whatever root's shell says
-    instance.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    check_reachable(instance.state_dir)
-    instance.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for folder in (instance.redis_socket.parent, redis_server.data_folder(instance)):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        # The folder above is root's alone, so nobody can have put a link here.
-        os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    lock = lock_service(instance)
+    try:
+        instance.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        check_reachable(instance.state_dir)
+        instance.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for folder in (instance.redis_socket.parent, redis_server.data_folder(instance)):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            # The folder above is root's alone, so nobody can have put a link here.
+            os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        lock = lock_service(instance)
+    except OSError as error:
+        raise CannotServe(f"{error.filename}: {error.strerror}", os.EX_CANTCREAT) from None
     try:
         yield
     finally:
@@ -101,10 +105,14 @@ def load_or_make_token(instance: Instance) -> str:
         if not token.isascii() or len(token) < TOKEN_BYTES:
             raise CannotServe(f"{path} holds no token: remove it, a new one is made", os.EX_CONFIG) from None
         return token
-    with open(descriptor, "w") as file:
-        token = secrets.token_urlsafe(TOKEN_BYTES)
-        file.write(token + "\n")
-        if os.environ.get("SUDO_UID", "").isdecimal():
-            # Whoever may start the service may use it: `sandboxd submit` then works without sudo.
-            os.fchown(descriptor, int(os.environ["SUDO_UID"]), -1)
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(token + "\n")
+    except OSError as error:
+        path.unlink()
+        raise CannotServe(f"{path} cannot be written: {error.strerror}", os.EX_CANTCREAT) from None
+    if os.environ.get("SUDO_UID", "").isdecimal():
+        # Whoever may start the service may use it: `sandboxd submit` then works without sudo.
+        os.chown(path, int(os.environ["SUDO_UID"]), -1, follow_symlinks=False)
     return token

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from servicerig import supervising
+from servicerig import service_folder, supervising
 
 from sandboxd import redis_server, service_files
 from sandboxd.instance import Instance
@@ -100,3 +102,26 @@ def test_a_state_folder_that_the_service_user_cannot_reach_is_named(tmp_path: Pa
     with pytest.raises(service_files.CannotServe, match=str(closed)), own_service(instance):
         pytest.fail("started")
     assert not instance.run_dir.exists()
+
+
+def test_a_state_root_that_takes_nothing_is_said_and_leaves_no_half_a_token(tmp_path: Path) -> None:
+    """A full disk, or a file where a folder should be."""
+    with service_folder() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "full", str(folder)], check=True)
+        try:
+            instance = Instance(name=f"full-{os.getpid()}", state_root=str(folder))
+            with own_service(instance):
+                with contextlib.suppress(OSError), (folder / "ballast").open("wb", 0) as ballast:
+                    while True:
+                        ballast.write(bytes(4096))
+                with pytest.raises(service_files.CannotServe, match="token cannot be written: No space left"):
+                    service_files.load_or_make_token(instance)
+                assert not instance.token_path.exists()
+                (folder / "ballast").unlink()
+                assert service_files.load_or_make_token(instance)
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+        (folder / "file").touch()
+        instance = Instance(name=f"full-{os.getpid()}", state_root=str(folder / "file"))
+        with pytest.raises(service_files.CannotServe, match="Not a directory"), own_service(instance):
+            pytest.fail("it cannot be")
