@@ -14,7 +14,7 @@ command -v apt-get >/dev/null || die "only Debian 12 and Ubuntu 24.04 (or newer)
 missing=()
 # libc6-dev has the static libc that the sandbox's PID 1 is linked with; g++ makes C++ a language that the image offers.
 wanted=(python3 python3-venv gcc g++ libc6-dev libseccomp2 util-linux passwd procps iproute2 ca-certificates)
-[ "${1:-}" != test ] || wanted+=(clang libclang-rt-dev) # libFuzzer: 68 MB to download
+[ "${1:-}" != test ] || wanted+=(clang libclang-rt-dev bubblewrap) # libFuzzer: 68 MB to download; a sandbox to compare with
 for package in "${wanted[@]}"; do
     have_package "$package" || missing+=("$package")
 done

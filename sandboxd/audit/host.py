@@ -137,7 +137,8 @@ def job_traces(target: LauncherTarget) -> JobTraces:
 
 def before(target: LauncherTarget) -> JobTraces:
     """The state before a run: no job's traces, and the same in several looks. What is still being taken down or built
-    would hide what is left later. Raises LauncherUnavailable when it does not come to rest."""
+    would hide what is left later. What other launchers' jobs have is in it too: should they leave it behind, it is
+    theirs. Raises LauncherUnavailable when it does not come to rest."""
     deadline = time.monotonic() + SETTLE_S + _REST_S
     seen: list[JobTraces] = []
     while len(seen) < _STEADY:
@@ -147,7 +148,23 @@ def before(target: LauncherTarget) -> JobTraces:
         if time.monotonic() > deadline:
             raise LauncherUnavailable(f"the launcher does not come to rest: {now}")
         time.sleep(0.002)
-    return seen[-1]
+    return msgspec.structs.replace(
+        seen[-1],
+        processes=tuple(_processes(frozenset())),
+        files=(*_owned_below(frozenset(), _SHARED_MEMORY, _QUEUES), *os.listdir(target.instance.run_dir)),
+        sysv=tuple(_sysv(frozenset())),
+        keys=tuple(_keys(frozenset())),
+    )
+
+
+def found_before() -> list[str]:
+    """What jobs of former days left, in words: nobody's now, and no finding of this audit."""
+    owned = frozenset(slots.claimed())
+    return [
+        *(f"file {path}" for path in _owned_below(owned, _SHARED_MEMORY, _QUEUES)),
+        *_sysv(owned),
+        *(f"keys of uid {uid}" for uid in _keys(owned)),
+    ]
 
 
 def left_behind(target: LauncherTarget, earlier: JobTraces) -> str:

@@ -81,6 +81,7 @@ class PeerTarget:
     def observe(self, case: Case, args: Sequence[str]) -> Observation:
         """Runs the case's program with these arguments, for TIMEOUT_S at most."""
         with tempfile.TemporaryDirectory(prefix="sandboxd-audit-", dir="/tmp") as name, self._bounded() as (fds, enter):
+            Path(name).chmod(0o711)  # the program's user passes through it
             folder = Path(name, "box")
             folder.mkdir()
             files = " ".join(str(PROGRAMS / file) for file in (case.table.program, *case.table.files))

@@ -137,7 +137,8 @@ def audit(
         ExitStack() as stack,
     ):
         auditor = stack.enter_context(_Auditor(state_root, routed, on_run, prepared=prepared))
-        unseen = () if host.KernelLog().is_readable else ("the kernel's log: /dev/kmsg may not be read",)
+        unseen = [f"was there before: {what}" for what in host.found_before()]
+        unseen += [] if host.KernelLog().is_readable else ["the kernel's log: /dev/kmsg may not be read"]
         tree, files = image.tree_digest(), host.foreign_files()
         content = image.content_digest() if together else ""
         done = list(threads.map(auditor.audit, range(len(groups)), groups))
@@ -339,7 +340,7 @@ def _report(
     begin: float,
     *,
     prepared: bool = False,
-    unseen: tuple[str, ...] = (),
+    unseen: Sequence[str] = (),
 ) -> Report:
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return Report(
@@ -355,6 +356,6 @@ def _report(
         isolation=isolation,
         rows=tuple(rows),
         changes=tuple(found),
-        unseen=unseen,
+        unseen=tuple(unseen),
         seconds=round(time.monotonic() - begin, 1),
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
 
 import click
 import msgspec
@@ -47,45 +45,53 @@ def command(options: JobOptions, instance: str | None, as_json: bool, report_den
     if not is_running(where):
         ensure_delegated()
     created_at = document.now_rfc3339()
-    with local_launcher(where) as client, _cancelled_by_signals() as cancel_fd:
+    with local_launcher(where) as client, _Cancellation() as cancellation:
         catalogue = client.catalogue()
         if report_denied:
             options = msgspec.structs.replace(options, policy=_reporting_policy(catalogue, options.policy))
         request = make_request(options, catalogue)
-        output = _Output(cancel_fd)
+        output = _Output(cancellation)
         sink = None if as_json else output.pass_on
         stdin_fd = sys.stdin.fileno() if sys.stdin is not None else None
-        ended = run_job(request, catalogue, client, sink=sink, stdin_fd=stdin_fd, cancel_fd=cancel_fd)
+        ended = run_job(request, catalogue, client, sink=sink, stdin_fd=stdin_fd, cancel_fd=cancellation.fd)
     output.report()
     if as_json:
         _print_document(ended, created_at)
     else:
         _print_reason(ended)
         _print_denied(ended)
-    raise SystemExit(_status(ended))
+    raise SystemExit(_status(ended, cancellation))
 
 
-@contextlib.contextmanager
-def _cancelled_by_signals() -> Iterator[int]:
-    """A descriptor that becomes readable on Ctrl-C, SIGTERM or SIGHUP: the sandbox is then ended, not this process."""
-    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    before = {
-        number: signal.signal(number, lambda _number, _frame: os.eventfd_write(fd, 1))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield fd
-    finally:
-        for number, handler in before.items():
+class _Cancellation:
+    """Ctrl-C, SIGTERM and SIGHUP end the sandbox, not this process: `fd` becomes readable."""
+
+    def __enter__(self) -> _Cancellation:
+        self.number = signal.SIGINT
+        """The last signal that came."""
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-        os.close(fd)
+        os.close(self.fd)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.number = signal.Signals(number)
+        self.now()
+
+    def now(self) -> None:
+        os.eventfd_write(self.fd, 1)
 
 
 class _Output:
     """Passes the program's output on. When it cannot be written the program is ended: nobody would see the rest."""
 
-    def __init__(self, cancel_fd: int) -> None:
-        self._cancel_fd = cancel_fd
+    def __init__(self, cancellation: _Cancellation) -> None:
+        self._cancellation = cancellation
         self._error: OSError | None = None
 
     def pass_on(self, stream: str, chunk: bytes) -> None:
@@ -97,7 +103,7 @@ class _Output:
             output.buffer.flush()
         except OSError as error:
             self._error = error
-            os.eventfd_write(self._cancel_fd, 1)
+            self._cancellation.now()
 
     def report(self) -> None:
         """Ends the command as a program that nobody reads ends, or says what was wrong."""
@@ -163,8 +169,8 @@ def _whole(kept: KeptOutput) -> bytes:
     return head + tail
 
 
-def _status(ended: Ended) -> int:
+def _status(ended: Ended, cancellation: _Cancellation) -> int:
     last = ended.stages[-1].judgement
     if last is None:
-        return exit_status(None, None, None)
+        return 128 + cancellation.number
     return exit_status(last.verdict, last.exit_code, last.signal)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 import structlog
@@ -74,7 +73,6 @@ def _announce(text: str) -> None:
     """Whoever started the service may have left; it serves all the same."""
     try:
         click.echo(text)
-        sys.stdout.flush()
     except OSError as error:
         discard_output()
         log.warning("nobody reads how to use it", error=str(error))

@@ -231,7 +231,6 @@ class _Run:
                 raise ProtocolError("the descriptor of an outcome holds less than it says")
             files.append(msgspec.structs.replace(file, content=content))
             offset += size
-        self._sock.sendall(frame(Kind.RECEIVED))
         return msgspec.structs.replace(outcome, files=tuple(files))
 
     def _forward_stdin(self, fd: int) -> None:

@@ -8,6 +8,7 @@ openat2's strictest rules (CVE-2024-28189, CVE-2018-15664).
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import heapq
 import os
@@ -19,6 +20,8 @@ from sandboxd.errors import InputError
 from sandboxd.jail import abi, syscalls
 from sandboxd.spec import PATH_MAX_LEVELS, InputFile
 
+_NO_FILE = frozenset({errno.ELOOP, errno.EXDEV, errno.ENXIO, errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.EACCES})
+"""Why a name cannot be opened as a file; anything else is a failure of ours."""
 _NAME_WORK = 10
 _FILE_WORK = 50
 """What reading a name and opening a file cost, in comparisons."""
@@ -140,7 +143,11 @@ class _Walk:
         try:
             check_path(path, "collect")
             fd = syscalls.openat2(folder, name, _FILE, _RESOLVE)
-        except (InputError, OSError):
+        except InputError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             return None
         try:
             info = os.fstat(fd)

@@ -44,7 +44,7 @@ _STREAM_KINDS = {Stream.STDOUT: Kind.STDOUT, Stream.STDERR: Kind.STDERR}
 
 class Buffered:
     """Bytes that the launcher keeps for all clients together: unfinished frames, stages that wait or run, stdin that no
-    program took yet, answers that are not read, and files that a client did not say it received."""
+    program took yet, and answers that are not read."""
 
     def __init__(self, bound: int = BUFFERED_BYTES) -> None:
         self._bound = bound
@@ -79,7 +79,6 @@ class Connection:
         self._counted_bytes = 0
         self._outgoing = bytearray()
         self._outgoing_fd = -1
-        self._unreceived_bytes = 0
         self._flush_timer: asyncio.TimerHandle | None = None
         self._writing = False
         self._stage: StageSpec | None = None
@@ -121,8 +120,7 @@ class Connection:
 
     def _count_buffered(self) -> None:
         untaken_stdin = STDIN_WINDOW_BYTES - self._window if self._stage is not None else 0
-        waiting_bytes = len(self._outgoing) + self._unreceived_bytes
-        held_bytes = self._frames.pending_bytes + waiting_bytes + self._stage_bytes + untaken_stdin
+        held_bytes = self._frames.pending_bytes + len(self._outgoing) + self._stage_bytes + untaken_stdin
         now_bytes = 0 if self._closed else held_bytes
         change, self._counted_bytes = now_bytes - self._counted_bytes, now_bytes
         self._buffered.add(change)
@@ -140,9 +138,7 @@ class Connection:
                 if len(self._outgoing) > _OUTGOING_PAUSE_BYTES:
                     raise ProtocolError("asks, and does not read the answers")
                 self._send(Kind.OFFER, protocol.encode(self._catalogue))
-            case Kind.RECEIVED if self._unreceived_bytes and not self._outgoing:
-                self._unreceived_bytes = 0
-            case Kind.RUN if self._stage is None and not self._unreceived_bytes:
+            case Kind.RUN if self._stage is None:
                 self._on_run(protocol.decode(body, Run), len(body))
             case Kind.STDIN if self._stdin_open:
                 self._window -= len(body)
@@ -242,8 +238,8 @@ class Connection:
         if self._closed:
             collected.close()
             return
-        if collected.fd >= 0:
-            self._outgoing_fd, self._unreceived_bytes = collected.fd, sum(collected.sizes)
+        self._drop_outgoing_fd()  # of a client that did not read its last outcome
+        self._outgoing_fd = collected.fd
         self._send(Kind.OUTCOME, protocol.encode(Over(outcome=outcome, sizes=collected.sizes)))
         self._count_or_close()
 

@@ -9,8 +9,7 @@ directory.
                                    <-       TAKEN n        the payload's pipe took n bytes of it
                                    <-       STDOUT, STDERR chunk ...
       KILL                         ->                      at any time after RUN
-                                   <-       OUTCOME, descriptor, or REFUSED
-      RECEIVED                     ->                      only when there was a descriptor: of what the stage leaves
+                                   <-       OUTCOME, descriptor, or REFUSED; of what the stage leaves, if anything
 
 One stage at a time on a connection; any number in a row. End of file from the client kills its sandbox. A frame is a
 type, a length and a body; every type has its bound, and a peer that breaks it is cut off. Bodies are msgpack of the
@@ -44,8 +43,8 @@ INPUT_BYTES = 64 * MIB
 """Of a stage's files and stdin, which come in a descriptor."""
 OUTCOME_BYTES = 4 * MIB
 BUFFERED_BYTES = 512 * MIB
-"""Of unfinished frames, stages, untaken stdin, unread answers and files that were not received, all clients together:
-they must not use up the launcher's memory."""
+"""Of unfinished frames, stages, untaken stdin and unread answers, all clients together: they must not use up the
+launcher's memory."""
 COLLECT_FILES_MAX = 256
 COLLECT_BYTES_MAX = 32 * MIB
 """Of what a stage leaves, which goes to the client in a descriptor."""
@@ -59,7 +58,6 @@ class Kind(enum.IntEnum):
     STDIN = 3
     STDIN_END = 4
     KILL = 5
-    RECEIVED = 6
     OFFER = 16
     STDOUT = 17
     STDERR = 18
@@ -68,14 +66,7 @@ class Kind(enum.IntEnum):
     TAKEN = 21
 
 
-TO_LAUNCHER = {
-    Kind.CATALOGUE: 0,
-    Kind.RUN: RUN_BYTES,
-    Kind.STDIN: CHUNK_BYTES,
-    Kind.STDIN_END: 0,
-    Kind.KILL: 0,
-    Kind.RECEIVED: 0,
-}
+TO_LAUNCHER = {Kind.CATALOGUE: 0, Kind.RUN: RUN_BYTES, Kind.STDIN: CHUNK_BYTES, Kind.STDIN_END: 0, Kind.KILL: 0}
 """What a client may send, and the bound of each body in bytes."""
 TO_CLIENT = {
     Kind.OFFER: MIB,

@@ -6,7 +6,7 @@ States, in this order::
     READY     built, and without rights: waits for a job
     RUNNING   the job is in, the payload runs
     ENDING    killed: by a limit, a cancellation, or since the main process ended and left others
-    OVER      dead and measured: the outcome is with the owner, teardown goes on
+    OVER      dead and measured; what it leaves is taken out, the owner gets the outcome, teardown goes on
     GONE      no process, cgroup, slot or descriptor is left
 
 Everything happens in callbacks of the launcher's one event loop; nothing here blocks: what takes long (taking files

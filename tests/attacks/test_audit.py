@@ -122,6 +122,40 @@ def test_an_audit_that_is_stopped_tells_what_it_knows_and_leaves_nothing(number:
     assert traces() == before
 
 
+def test_another_sandbox_is_compared_by_what_its_programs_say() -> None:
+    done = subprocess.run(
+        [*AUDIT, "--json", "--against", "bwrap", "secret", "call"],
+        capture_output=True, check=False, timeout=60 * SCALE,
+    )  # fmt: skip
+    rows = msgspec.json.decode(done.stdout, type=Report).rows
+    unknown = [(row.case, row.evidence) for row in rows if row.state is State.FAILED]
+    assert unknown == []
+    assert {State.HELD, State.BROKEN} == {row.state for row in rows}, "it stops some of them, and not all"
+
+
+MAKE_SHARED_MEMORY = "import ctypes; print(ctypes.CDLL(None).shmget(0, 4096, 0o1600))"
+
+
+def test_what_others_leave_is_no_finding_of_a_run(state_root: Path) -> None:
+    """Another launcher's job, in a slot that is free again at the next look."""
+    number = slots.COUNT - 1
+    made = subprocess.run(
+        [sys.executable, "-I", "-c", MAKE_SHARED_MEMORY], user=slots.first_id(number), capture_output=True, check=True
+    )
+    link = slots.SLOTS_DIR / str(number)
+    try:
+        with LauncherTarget(0, state_root) as target:
+            link.symlink_to("another")
+            earlier = host.before(target)
+            link.unlink()
+            assert host.left_behind(target, earlier) == ""
+            assert host.found_before() == [f"shm {int(made.stdout)}"]
+    finally:
+        link.unlink(missing_ok=True)
+        subprocess.run(["ipcrm", "-m", made.stdout.decode().strip()], check=True)
+    assert host.found_before() == []
+
+
 def test_a_report_that_cannot_be_written_is_said_before_anything_runs() -> None:
     done = subprocess.run(
         [*AUDIT, "--report", "/nonexistent/page.md"], capture_output=True, text=True, check=False, timeout=20 * SCALE

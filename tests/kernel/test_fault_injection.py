@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -25,7 +26,7 @@ from faultrig import (
 
 from sandboxd.audit.host import waiting_slots
 from sandboxd.instance import Instance
-from sandboxd.jail import plan, sandbox, wire
+from sandboxd.jail import plan, sandbox, syscalls, wire
 from sandboxd.jail.admission import Admission
 from sandboxd.jail.collect import Collected, collect
 from sandboxd.jail.pool import RETRY_S
@@ -157,15 +158,20 @@ def test_files_are_taken_out_beside_everything_else(workshop: FailingWorkshop, m
 def test_files_that_cannot_be_taken_out_are_our_failure(
     workshop: FailingWorkshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> Collected:
-        raise OSError(ERRNO, "no room")
+    """No descriptor is free, say: what a stage leaves counts as omitted only where that is the program's doing."""
+    openat2 = syscalls.openat2
 
-    monkeypatch.setattr(sandbox, "collect", fail)
+    def fail(dir_fd: int, path: str | bytes, *arguments: int) -> int:
+        if path == "file":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return openat2(dir_fd, path, *arguments)
+
+    monkeypatch.setattr(syscalls, "openat2", fail)
 
     async def run(admission: Admission) -> None:
         facts = await launch(admission, msgspec.structs.replace(a_stage(workshop), collect=("folder/*",)))
         assert facts.failure is not None
-        assert (facts.failure.step, facts.failure.errno) == ("Measure", ERRNO)
+        assert (facts.failure.step, facts.failure.errno) == ("Measure", errno.EMFILE)
 
     in_loop(workshop, run)
 

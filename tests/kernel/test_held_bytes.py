@@ -54,17 +54,6 @@ def test_a_client_whose_stage_and_stdin_are_too_much_is_cut_off(
     assert (held(workshop, tmp_path, stage, bound_bytes, stdin) == []) is is_kept
 
 
-@pytest.mark.parametrize(("bound_bytes", "is_kept"), [(512 * KIB, False), (8 * 1024 * KIB, True)])
-def test_a_client_that_does_not_receive_what_its_stage_leaves_is_cut_off(
-    workshop: FailingWorkshop, tmp_path: Path, bound_bytes: int, is_kept: bool
-) -> None:
-    leaves = msgspec.structs.replace(
-        a_stage(workshop), argv=("sh", "-c", "head -c 4M /dev/zero > f"), files=(), collect=("f",)
-    )
-    gone = held(workshop, tmp_path, leaves, bound_bytes, wait_s=0.5)
-    assert (gone == []) is is_kept
-
-
 def held(
     workshop: FailingWorkshop,
     tmp_path: Path,

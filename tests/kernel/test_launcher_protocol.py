@@ -250,27 +250,11 @@ def outcome_with_files(launcher: LauncherUnderTest, raw: socket.socket) -> Over:
     return protocol.decode(data[HEADER.size :], Over)
 
 
-def test_what_a_stage_leaves_comes_in_a_descriptor_that_is_answered_for(
-    launcher: LauncherUnderTest, raw: socket.socket
-) -> None:
+def test_what_a_stage_leaves_comes_in_a_descriptor(launcher: LauncherUnderTest, raw: socket.socket) -> None:
     for _ in range(2):
         over = outcome_with_files(launcher, raw)
         assert [(file.path, file.content) for file in over.outcome.files] == [("a", b""), ("b", b"")]
         assert over.sizes == (5, 3)
-        raw.sendall(frame(Kind.RECEIVED))
-
-
-@pytest.mark.parametrize("leaves", [True, False])
-def test_an_answer_for_files_that_is_missing_or_too_much_ends_the_connection(
-    launcher: LauncherUnderTest, raw: socket.socket, leaves: bool
-) -> None:
-    if leaves:
-        outcome_with_files(launcher, raw)
-        raw.sendall(encoded(launcher))
-    else:
-        raw.sendall(frame(Kind.RECEIVED))
-    assert closed(raw)
-    launcher.await_nothing_left()
 
 
 def test_stdin_beyond_the_window_ends_the_connection(launcher: LauncherUnderTest, raw: socket.socket) -> None:

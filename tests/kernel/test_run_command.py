@@ -194,7 +194,7 @@ def test_a_run_that_is_ended_takes_its_own_launcher_along(
         time.sleep(0.1)
         process.send_signal(number)
         status = process.wait(20 * SCALE)
-        assert status == (-9 if number is signal.SIGKILL else 130)
+        assert status == (-9 if number is signal.SIGKILL else 128 + number)
     wait_until(lambda: not (RUN_ROOT / name).exists() and not processes_of(name), 20 * SCALE)
 
 
