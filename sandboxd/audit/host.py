@@ -35,6 +35,8 @@ GLOBAL_OOM = b"constraint=CONSTRAINT_NONE"
 _IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
 _SLOT = re.compile(r"slot-(\d+)")
 _REST_S = 5.0
+_PATIENT = 10
+"""After so many findings a job gets that part of the moment."""
 _SYSCTL = Path("/proc/sys")
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, not used
 _QUEUES = "/dev/mqueue"
@@ -135,15 +137,17 @@ def job_traces(target: LauncherTarget) -> JobTraces:
     )
 
 
-def before(target: LauncherTarget) -> JobTraces:
+def before(target: LauncherTarget, left: JobTraces | None = None) -> JobTraces:
     """The state before a run: no job's traces, and the same in several looks. What is still being taken down or built
     would hide what is left later. What other launchers' jobs have is in it too: should they leave it behind, it is
-    theirs. Raises LauncherUnavailable when it does not come to rest."""
+    theirs. `left`: what earlier runs left for ever. Raises LauncherUnavailable when it does not come to rest."""
     deadline = time.monotonic() + SETTLE_S + _REST_S
     seen: list[JobTraces] = []
     while len(seen) < _STEADY:
         now = job_traces(target)
-        quiet = not (now.cgroups or now.slots or now.processes)
+        quiet = not any(
+            set(getattr(now, name)) - set(getattr(left, name, ())) for name in ("cgroups", "slots", "processes")
+        )
         seen = [*seen, now] if quiet and all(now == earlier for earlier in seen) else []
         if time.monotonic() > deadline:
             raise LauncherUnavailable(f"the launcher does not come to rest: {now}")
@@ -167,9 +171,9 @@ def found_before() -> list[str]:
     ]
 
 
-def left_behind(target: LauncherTarget, earlier: JobTraces) -> str:
+def left_behind(target: LauncherTarget, earlier: JobTraces, *, impatient: bool = False) -> str:
     """What a job left, in words; empty when all is as before, for which it gets a moment."""
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + (SETTLE_S / _PATIENT if impatient else SETTLE_S)
     while (found := _difference(target, earlier)) and time.monotonic() < deadline:
         time.sleep(0.005)
     return found
@@ -188,6 +192,27 @@ def _difference(target: LauncherTarget, earlier: JobTraces) -> str:
         elif more := sorted(set(new) - set(old)):
             found.append(f"{name.replace('_', ' ')} {', '.join(map(str, more))[:80]}")
     return "; ".join(found)
+
+
+class Watch:
+    """The host around the runs on one launcher. What one of them leaves for ever is told of that one alone."""
+
+    def __init__(self, target: LauncherTarget) -> None:
+        self._target = target
+        self._left: JobTraces | None = None
+        self._findings = 0
+
+    def before(self) -> JobTraces:
+        """As `before`."""
+        return before(self._target, self._left)
+
+    def left_behind(self, earlier: JobTraces) -> str:
+        """As `left_behind`; where many leave something, each gets less of a moment."""
+        found = left_behind(self._target, earlier, impatient=self._findings >= _PATIENT)
+        if found:
+            self._findings += 1
+            self._left = job_traces(self._target)
+        return found
 
 
 def host_state(target: LauncherTarget) -> HostState:

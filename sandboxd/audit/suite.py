@@ -204,12 +204,13 @@ class _Auditor:
             self._cached.set()
             target.warm_up([run.case for run in runs])
             before = host.host_state(target)
+            watch = host.Watch(target)
             rows = []
             for run in runs:
                 if self._stopped.is_set():
                     break
                 self._on_run(run, None)
-                rows.append(_row(run, target, log))
+                rows.append(_row(run, target, watch, log))
                 self._on_run(run, rows[-1])
             found = [f"without {walls}: {change}" for change in host.changes(before, host.host_state(target))]
         if target.run_dir.exists():
@@ -239,20 +240,20 @@ def compare(name: str, cases: Sequence[Case], *, on_run: Callable[[Run, Row | No
     return _report(name, False, {}, rows, [], begin)
 
 
-def _row(run: Run, target: LauncherTarget, log: host.KernelLog) -> Row:
+def _row(run: Run, target: LauncherTarget, watch: host.Watch, log: host.KernelLog) -> Row:
     """One run, and what it left."""
     case = run.case
-    before = host.before(target)
+    before = watch.before()
     log.new_lines()
     try:
         if case.table.before and run.kind != CONTROL:
             target.run_before(case)
-            if left := host.left_behind(target, before):
+            if left := watch.left_behind(before):
                 return _row_of(run, Judged(state=State.LEFT, evidence=left))
         judged = _judged(run, target)
     except InternalError as error:
         judged = Judged(state=State.FAILED, evidence=str(error))
-    if judged.state in NO_FINDING and (left := host.left_behind(target, before)):
+    if judged.state in NO_FINDING and (left := watch.left_behind(before)):
         judged = Judged(state=State.LEFT, evidence=left)
     lines = log.new_lines()
     if any(host.GLOBAL_OOM in line for line in lines):

@@ -22,7 +22,7 @@ from sandboxd.audit.peer import COMMANDS, NO_WALL
 from sandboxd.audit.suite import Report, Row, Run
 from sandboxd.cli.failure import reported
 from sandboxd.delegation import ensure_delegated
-from sandboxd.errors import HostError, InputError
+from sandboxd.errors import HostError, InputError, LauncherUnavailable
 
 
 @click.command()
@@ -80,10 +80,10 @@ def command(
     progress = _Progress(cases, quick=quick, together=not quick and not words, soak_jobs=soak_jobs, against=against)
     try:
         found = progress.run(prepared=prepared)
-    except (KeyboardInterrupt, _Stopped) as stop:
-        _print_rows(progress.rows)
-        done = f"{len(progress.rows)} of {progress.total} runs"
-        click.echo(f"stopped after {done}; of the others nothing is known", err=True)
+    except (KeyboardInterrupt, _Stopped, LauncherUnavailable) as stop:
+        progress.print(as_json=as_json)
+        if isinstance(stop, LauncherUnavailable):
+            raise
         raise SystemExit(128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)) from None
     if page is not None:
         page.write_text(report.markdown(found), encoding="utf-8")
@@ -129,6 +129,16 @@ class _Progress:
         self._against = against
         runs = suite.plan(cases, quick=quick) if against == report.OURS else suite.comparable(cases)
         self.total = len(runs) + soak_jobs + (neighbours.STEPS if together and against == report.OURS else 0)
+
+    def print(self, *, as_json: bool) -> None:
+        """What is known when it could not be brought to its end."""
+        if as_json:
+            click.echo(msgspec.json.encode({"stopped": True, "runs": self.total, "rows": self.rows}))
+        elif self._against == report.OURS:
+            _print_rows(self.rows)
+        else:
+            _print_answers(self.rows, self._against)
+        click.echo(f"stopped after {len(self.rows)} of {self.total} runs; of the others nothing is known", err=True)
 
     def run(self, *, prepared: bool) -> Report:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -203,9 +213,12 @@ def _held(rows: list[Row]) -> str:
 
 
 def _print_comparison(found: Report) -> None:
-    console = Console(highlight=False)
-    table = Table("case", "severity", "result", "answer", title=f"What the programs say in: {found.against}")
-    for row in found.rows:
+    _print_answers(found.rows, found.against)
+    Console(highlight=False).print(report.comparison(found))
+
+
+def _print_answers(rows: Sequence[Row], against: str) -> None:
+    table = Table("case", "severity", "result", "answer", title=f"What the programs say in: {against}")
+    for row in rows:
         table.add_row(*map(_text, (row.case, row.severity, report.WORKED[row.state], row.evidence)))
-    console.print(table)
-    console.print(report.comparison(found))
+    Console(highlight=False).print(table)

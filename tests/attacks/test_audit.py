@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -108,7 +109,8 @@ def test_an_audit_that_is_stopped_tells_what_it_knows_and_leaves_nothing(number:
 
     before = traces()
     # Whoever runs the tests in the background may have SIGINT ignored.
-    heard = ("/usr/bin/env", "--default-signal=INT", *AUDIT, "--quick")
+    as_json = number is signal.SIGHUP
+    heard = ("/usr/bin/env", "--default-signal=INT", *AUDIT, "--quick", *(["--json"] if as_json else []))
     audit = subprocess.Popen(heard, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while f"audit-{audit.pid}-0" not in slots.claimed().values():
         assert audit.poll() is None, audit.communicate()
@@ -119,6 +121,7 @@ def test_an_audit_that_is_stopped_tells_what_it_knows_and_leaves_nothing(number:
     assert audit.returncode == 128 + number, complained
     assert "of the others nothing is known" in complained
     assert "held" in said
+    assert not as_json or json.loads(said)["rows"]
     assert traces() == before
 
 
@@ -354,6 +357,19 @@ def test_what_a_job_leaves_is_noticed(target: LauncherTarget, monkeypatch: pytes
     with LEFT[kind](target):
         assert kind.split()[0] in host.left_behind(target, before)
     assert host.left_behind(target, before) == ""
+
+
+@pytest.mark.parametrize("kind", ["cgroups", "processes", "slots"])
+def test_what_one_run_left_for_ever_is_no_finding_of_the_next(
+    target: LauncherTarget, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(host, "SETTLE_S", 0.1)
+    watch = host.Watch(target)
+    before = watch.before()
+    with next(make for name, make in LEFT.items() if name.startswith(kind))(target):
+        assert kind in watch.left_behind(before)
+        assert watch.left_behind(watch.before()) == ""
+    assert watch.left_behind(watch.before()) == ""
 
 
 def test_what_others_have_on_the_host_is_not_looked_at(target: LauncherTarget, tmp_path: Path) -> None:
