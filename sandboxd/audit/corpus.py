@@ -99,6 +99,8 @@ class Table(Struct, frozen=True, kw_only=True):
     """Why there is no control."""
     depth: bool = True
     """Whether a grave case is tried with each wall taken away; not where the wall is what it asks for."""
+    also_without: tuple[str, ...] = ()
+    """Layers without which a case that is not grave is tried as well: another wall is meant to stop it there."""
     open_without: tuple[str, ...] = ()
     """Layers without which the attack works, as is told: with them alone taken away it is not defended."""
     machine: str = ""
@@ -162,7 +164,7 @@ def _table(file: str, written: dict[str, Any]) -> Table:
     for program in (table.program, *table.files):
         if not (PROGRAMS / program).exists():
             raise InputError(where, f"there is no program {program!r}")
-    if unknown := {*table.control, *table.open_without} - set(LAYERS):
+    if unknown := {*table.control, *table.open_without, *table.also_without} - set(LAYERS):
         raise InputError(where, f"unknown layers: {', '.join(sorted(unknown))}")
     if sum((bool(table.control), table.control_args is not None, bool(table.uncontrolled))) != 1:
         raise InputError(where, "exactly one of control, control_args and uncontrolled must be given")

@@ -79,8 +79,24 @@ class HostState(Struct, frozen=True, kw_only=True):
 
     sysctls: dict[str, str]
     launcher_resident_bytes: int
+    launcher_threads: int
     dying_cgroups: int
     """That the kernel has not freed yet, of the instance."""
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """What nobody's job should make more of, whoever owns it; others on the machine may, a little."""
+
+    mounts: int
+    """In this process's namespace."""
+    namespaces: int
+    """That some process is in."""
+    sysv: int
+    root_keys: int
+
+
+MACHINE_GROWTH_MAX = 32
+"""Of each of them during a whole audit, which has many more jobs."""
 
 
 class KernelLog:
@@ -221,6 +237,7 @@ def host_state(target: LauncherTarget) -> HostState:
         dying_cgroups=sum(map(dying, _parents(target.instance))),
         launcher_resident_bytes=int(Path(f"/proc/{target.process.pid}/statm").read_text().split()[1])
         * os.sysconf("SC_PAGE_SIZE"),
+        launcher_threads=len(os.listdir(f"/proc/{target.process.pid}/task")),
     )
 
 
@@ -233,10 +250,41 @@ def changes(before: HostState, after: HostState) -> list[str]:
     ]
     if (more := after.dying_cgroups - before.dying_cgroups) > DYING_CGROUPS_MAX:
         found.append(f"{more} more cgroups that the kernel cannot free")
+    if (more := after.launcher_threads - before.launcher_threads) > 0:
+        found.append(f"{more} more threads of the launcher")
     growth = after.launcher_resident_bytes - before.launcher_resident_bytes
     if growth > LAUNCHER_GROWTH_MAX_BYTES:
         found.append(f"the launcher grew by {growth >> 20} MiB, more than {LAUNCHER_GROWTH_MAX_BYTES >> 20}")
     return found
+
+
+def machine() -> Machine:
+    return Machine(
+        mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        namespaces=len(set(_namespaces())),
+        sysv=sum(len(Path("/proc/sysvipc", kind).read_text().splitlines()) - 1 for kind in ("shm", "sem", "msg")),
+        root_keys=sum(
+            int(line.split(":")[1].split()[0])
+            for line in Path("/proc/key-users").read_text().splitlines()
+            if line.split(":")[0].strip() == "0"
+        ),
+    )
+
+
+def machine_changes(before: Machine, after: Machine) -> list[str]:
+    """What there is more of than others on the machine can have made, in words."""
+    return [
+        f"{more} more {name.replace('_', ' ')} on the machine"
+        for name in Machine.__struct_fields__
+        if (more := getattr(after, name) - getattr(before, name)) > MACHINE_GROWTH_MAX
+    ]
+
+
+def _namespaces() -> Iterator[str]:
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended
+            for name in os.listdir(f"/proc/{process}/ns"):
+                yield os.readlink(f"/proc/{process}/ns/{name}")
 
 
 def foreign_files() -> frozenset[str]:

@@ -108,7 +108,7 @@ def plan(cases: Sequence[Case], *, quick: bool, layers: Sequence[str] = LAYERS) 
         runs += [
             Run(case=case, kind=DEPTH, without=(layer,))
             for case in chosen
-            if case.table.depth and case.table.severity in GRAVE
+            if layer in case.table.also_without or (case.table.depth and case.table.severity in GRAVE)
         ]
     return sorted(runs, key=lambda run: run.without)
 
@@ -128,7 +128,7 @@ def audit(
 
     Raises HostError, LauncherUnavailable.
     """
-    begin = time.monotonic()
+    begin, machine = time.monotonic(), host.machine()
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
     with (
         _state_root() as state_root,
@@ -150,6 +150,7 @@ def audit(
     rows += [_finding_row(_image_finding(content), IMAGE)] if together else []
     found = [change for group in done for change in group.changes]
     found += ["the image changed: a file's inode, times or mode"] if image.tree_digest() != tree else []
+    found += host.machine_changes(machine, host.machine())
     found += [f"a job's user left {path}" for path in sorted(host.foreign_files() - files)]
     return _report("sandboxd", quick, done[0].isolation, rows, found, begin, prepared=prepared, unseen=unseen)
 

@@ -35,6 +35,8 @@ _END_S = 90.0
 _PREPARED = 8
 _POLICY = "default"
 _NO_NETWORK = "audit-no-network"
+_IN_A_GROUP = ("/usr/bin/setpriv", "--groups=65533", "--")
+"""So that a launcher has a supplementary group that its programs could inherit."""
 _NO_NETWORK_FILE = 'description = "run a program without any network"\nextends = "base"\nnetwork = "none"\n'
 
 
@@ -71,7 +73,7 @@ class LauncherTarget:
         if not self._policies.exists():
             shutil.copytree(policy_folder(), self._policies)
             (self._policies / f"{_NO_NETWORK}.toml").write_text(_NO_NETWORK_FILE)
-        self._prefix = routed.enter if routed else ()
+        self._prefix = (*(routed.enter if routed else ()), *_IN_A_GROUP)
         self._log = state_root / f"{self.instance.name}.log"
 
     def __enter__(self) -> LauncherTarget:

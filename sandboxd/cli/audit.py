@@ -96,6 +96,13 @@ def command(
     raise SystemExit(0 if found.is_green else 1)
 
 
+class _Console(Console):
+    """A pipe that nobody reads ends the command as it ends others: rich would say status 1, which is a finding."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class _Stopped(Exception):
     """Told to stop by a signal."""
 
@@ -142,7 +149,7 @@ class _Progress:
 
     def run(self, *, prepared: bool) -> Report:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        with Progress(*columns, console=_Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("attacking", total=self.total)
 
             def on_run(run: Run, row: Row | None) -> None:
@@ -170,7 +177,7 @@ class _Progress:
 
 def _print(found: Report) -> None:
     """A line for each case, then one for each topic and class of walls."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     _print_rows(found.rows)
     table = Table("topic", "all walls", "one wall off", "controls", title="What held")
     for topic in dict.fromkeys(row.topic for row in found.rows):
@@ -187,7 +194,7 @@ def _print(found: Report) -> None:
 
 def _print_rows(rows: Sequence[Row]) -> None:
     """Each case with all walls, and which of them decides, as its control showed; then what is not as it should be."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     controls = {row.case: row.state for row in rows if row.walls.startswith(suite.CONTROL)}
     table = Table("case", "severity", "result", "evidence", "control")
     for row in rows:
@@ -214,11 +221,11 @@ def _held(rows: list[Row]) -> str:
 
 def _print_comparison(found: Report) -> None:
     _print_answers(found.rows, found.against)
-    Console(highlight=False).print(report.comparison(found))
+    _Console(highlight=False).print(report.comparison(found))
 
 
 def _print_answers(rows: Sequence[Row], against: str) -> None:
     table = Table("case", "severity", "result", "answer", title=f"What the programs say in: {against}")
     for row in rows:
         table.add_row(*map(_text, (row.case, row.severity, report.WORKED[row.state], row.evidence)))
-    Console(highlight=False).print(table)
+    _Console(highlight=False).print(table)

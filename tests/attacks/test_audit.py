@@ -420,8 +420,29 @@ def test_what_all_jobs_change_is_noticed(target: LauncherTarget) -> None:
         sysctls={**before.sysctls, "kernel/hostname": "changed"},
         dying_cgroups=before.dying_cgroups + 65,
         launcher_resident_bytes=before.launcher_resident_bytes + (17 << 20),
+        launcher_threads=before.launcher_threads + 1,
     )
-    assert len(host.changes(before, changed)) == 3
+    assert len(host.changes(before, changed)) == 4
+
+
+def test_what_root_is_left_with_by_every_job_is_noticed() -> None:
+    """Not by its owner or its name, but by how much of it there is in the end."""
+    before = host.machine()
+    assert host.machine_changes(before, host.machine()) == []
+    with contextlib.ExitStack() as stack:
+        for _ in range(host.MACHINE_GROWTH_MAX + 1):
+            made = subprocess.run([sys.executable, "-I", "-c", MAKE_SHARED_MEMORY], capture_output=True, check=True)
+            stack.callback(subprocess.run, ["ipcrm", "-m", made.stdout.decode().strip()], check=True)
+        told = host.machine_changes(before, host.machine())
+    assert told == [f"{host.MACHINE_GROWTH_MAX + 1} more sysv on the machine"]
+
+
+def test_a_pipe_that_nobody_reads_is_no_finding() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*AUDIT, "identity", "map"], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_file_that_a_job_s_user_left_is_found(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What am I? usage: identity.py WHAT. Says `succeeded` when it is more than a job should be, else `held`."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,42 @@ def uid():
 
 
 def map():
-    return any(open(f"/proc/self/{kind}_map").read().split()[2] == "4294967295" for kind in ("uid", "gid"))
+    """One line, of ids that lie together and far from everybody's."""
+    for kind in ("uid", "gid"):
+        with open(f"/proc/self/{kind}_map") as lines:
+            words = lines.read().split()
+        print(words)
+        if len(words) != 3 or int(words[1]) < 1 << 30 or int(words[2]) > 65536:
+            return True
+    return False
+
+
+def mounts():
+    """Nothing is shared with the host's mounts; no suid program, no device and no program where none belongs."""
+    wrong = []
+    with open("/proc/self/mountinfo") as lines:
+        for line in lines:
+            before, _, _ = line.partition(" - ")
+            _, _, _, _, where, options, *optional = before.split()
+            options = options.split(",")
+            wanted = {"nosuid"} | ({"nodev"} if where != "/dev" and not where.startswith("/dev/") else set())
+            wanted |= {"noexec"} if where in ("/dev", "/proc") else set()
+            wrong += [(where, missing) for missing in wanted - set(options)] + [(where, word) for word in optional]
+    print(wrong)
+    return bool(wrong)
+
+
+def limits():
+    """Backstops behind the cgroup's limits, and who is killed first when the host itself is out of memory."""
+    finite = (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE)
+    found = {number: resource.getrlimit(number) for number in (*finite, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)}
+    with open("/proc/self/oom_score_adj") as file:
+        score = int(file.read())
+    print(found, score)
+    unbounded = any(found[number][1] == resource.RLIM_INFINITY for number in finite)
+    return (
+        unbounded or found[resource.RLIMIT_CORE][1] > 1 or found[resource.RLIMIT_MEMLOCK][1] > 64 << 20 or score != 1000
+    )
 
 
 def descriptors():
