@@ -95,8 +95,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     root_keys: int
 
 
-MACHINE_GROWTH_MAX = 32
-"""Of each of them during a whole audit, which has many more jobs."""
+MACHINE_GROWTH_MAX = 200
+"""Of each of them, or half the number of jobs where that is more: others on the machine make some, too."""
 
 
 class KernelLog:
@@ -271,12 +271,13 @@ def machine() -> Machine:
     )
 
 
-def machine_changes(before: Machine, after: Machine) -> list[str]:
+def machine_changes(before: Machine, after: Machine, jobs: int) -> list[str]:
     """What there is more of than others on the machine can have made, in words."""
+    most = max(MACHINE_GROWTH_MAX, jobs // 2)
     return [
         f"{more} more {name.replace('_', ' ')} on the machine"
         for name in Machine.__struct_fields__
-        if (more := getattr(after, name) - getattr(before, name)) > MACHINE_GROWTH_MAX
+        if (more := getattr(after, name) - getattr(before, name)) > most
     ]
 
 

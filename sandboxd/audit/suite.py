@@ -150,7 +150,7 @@ def audit(
     rows += [_finding_row(_image_finding(content), IMAGE)] if together else []
     found = [change for group in done for change in group.changes]
     found += ["the image changed: a file's inode, times or mode"] if image.tree_digest() != tree else []
-    found += host.machine_changes(machine, host.machine())
+    found += host.machine_changes(machine, host.machine(), len(rows) + soak_jobs)
     found += [f"a job's user left {path}" for path in sorted(host.foreign_files() - files)]
     return _report("sandboxd", quick, done[0].isolation, rows, found, begin, prepared=prepared, unseen=unseen)
 

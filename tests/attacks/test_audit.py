@@ -428,13 +428,16 @@ def test_what_all_jobs_change_is_noticed(target: LauncherTarget) -> None:
 def test_what_root_is_left_with_by_every_job_is_noticed() -> None:
     """Not by its owner or its name, but by how much of it there is in the end."""
     before = host.machine()
-    assert host.machine_changes(before, host.machine()) == []
-    with contextlib.ExitStack() as stack:
-        for _ in range(host.MACHINE_GROWTH_MAX + 1):
-            made = subprocess.run([sys.executable, "-I", "-c", MAKE_SHARED_MEMORY], capture_output=True, check=True)
-            stack.callback(subprocess.run, ["ipcrm", "-m", made.stdout.decode().strip()], check=True)
-        told = host.machine_changes(before, host.machine())
-    assert told == [f"{host.MACHINE_GROWTH_MAX + 1} more sysv on the machine"]
+    assert host.machine_changes(before, host.machine(), jobs=1) == []
+    more = host.MACHINE_GROWTH_MAX + 1
+    make = f"import ctypes\nfor _ in range({more}): print(ctypes.CDLL(None).shmget(0, 4096, 0o1600))"
+    made = subprocess.run([sys.executable, "-I", "-c", make], capture_output=True, text=True, check=True)
+    try:
+        after = host.machine()
+    finally:
+        subprocess.run(["ipcrm", *(word for number in made.stdout.split() for word in ("-m", number))], check=True)
+    assert host.machine_changes(before, after, jobs=2 * more - 2) == [f"{more} more sysv on the machine"]
+    assert host.machine_changes(before, after, jobs=2 * more) == []
 
 
 def test_a_pipe_that_nobody_reads_is_no_finding() -> None:
