@@ -35,6 +35,8 @@ GLOBAL_OOM = b"constraint=CONSTRAINT_NONE"
 _IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
 _SLOT = re.compile(r"slot-(\d+)")
 _REST_S = 5.0
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_NO_RIGHTS = {"NoNewPrivs": "1", "Seccomp": "2", "Groups": ""}
 _PATIENT = 10
 """After so many findings a job gets that part of the moment."""
 _SYSCTL = Path("/proc/sys")
@@ -256,6 +258,25 @@ def changes(before: HostState, after: HostState) -> list[str]:
     if growth > LAUNCHER_GROWTH_MAX_BYTES:
         found.append(f"the launcher grew by {growth >> 20} MiB, more than {LAUNCHER_GROWTH_MAX_BYTES >> 20}")
     return found
+
+
+def rights(target: LauncherTarget) -> list[str]:
+    """What processes of sandboxes may and should not, PID 1 and those that wait for a job included, in words. Seen from
+    outside, as no program inside can see it. Precondition: all walls stand."""
+    found = []
+    uids: dict[int, set[str]] = {}
+    for pid in _processes(_of_others(target.instance, slots.claimed())):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = dict(
+                line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+            )
+            held = [name for name in _CAPABILITIES if int(status[name], 16)]
+            held += [name for name, value in _NO_RIGHTS.items() if status[name].strip() != value]
+            if held:
+                found.append(f"{status['Name']}: {', '.join(held)}")
+            uid = status["Uid"].split()[0]
+            uids.setdefault(slots.number_of(int(uid)), set()).add(uid)
+    return found + [f"slot {number}: PID 1 has its program's uid" for number, seen in uids.items() if len(seen) < 2]
 
 
 def machine() -> Machine:

@@ -214,6 +214,10 @@ class _Auditor:
                 rows.append(_row(run, target, watch, log))
                 self._on_run(run, rows[-1])
             found = [f"without {walls}: {change}" for change in host.changes(before, host.host_state(target))]
+            beside = next((run.case for run in runs if run.case.table.beside), None)
+            if beside is not None and not runs[0].without:
+                with target.running(beside):
+                    found += [f"a process in a sandbox has rights: {right}" for right in host.rights(target)]
         if target.run_dir.exists():
             found.append(f"without {walls}: the launcher left {target.run_dir}")
         return _Group(rows=tuple(rows), changes=tuple(found), isolation=target.isolation)

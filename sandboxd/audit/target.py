@@ -131,6 +131,12 @@ class LauncherTarget:
         for case in {case.table.program: case for case in cases}.values():
             self._run(self._stage(case.alone(), ()))
 
+    @contextlib.contextmanager
+    def running(self, case: Case) -> Iterator[None]:
+        """While the job beside the case's own runs. Precondition: it has one."""
+        with self._beside(case):
+            yield
+
     def run_before(self, case: Case) -> None:
         """The job that has ended before the case's own. Raises LauncherUnavailable when it did not run."""
         seen = self._run(self._stage(case, case.role(case.table.before)))

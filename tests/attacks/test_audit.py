@@ -425,6 +425,21 @@ def test_what_all_jobs_change_is_noticed(target: LauncherTarget) -> None:
     assert len(host.changes(before, changed)) == 4
 
 
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [((), ""), (("caps",), "sandboxd-init: CapBnd"), (("seccomp",), "Seccomp")],
+)
+def test_rights_that_a_process_in_a_sandbox_has_are_seen_from_outside(
+    state_root: Path, without: tuple[str, ...], told: str
+) -> None:
+    with (
+        LauncherTarget(9, state_root, without=without, prepared=True) as target,
+        target.running(case_of("queue queue")),
+    ):
+        found = host.rights(target)
+    assert any(told in words for words in found) if told else found == []
+
+
 def test_what_root_is_left_with_by_every_job_is_noticed() -> None:
     """Not by its owner or its name, but by how much of it there is in the end."""
     before = host.machine()
