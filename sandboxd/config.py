@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from sandboxd import spec
 from sandboxd.errors import InputError
-from sandboxd.instance import DEFAULT_INSTANCE, PRIVATE_PREFIX, STATE_ROOT, Instance
+from sandboxd.instance import DEFAULT_INSTANCE, STATE_ROOT, SWEPT_PREFIXES, Instance
 
 CONFIG_PATH = Path("/etc/sandboxd/sandboxd.toml")
 PREPARED_MAX = 1024
@@ -89,8 +89,9 @@ class Settings(BaseSettings):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Settings:
         Instance(name=self.instance)
-        if self.instance.startswith(PRIVATE_PREFIX):
-            raise InputError("instance", f"names with {PRIVATE_PREFIX!r} belong to `sandboxd run`, and are swept")
+        if self.instance.startswith(SWEPT_PREFIXES):
+            names = " and ".join(map(repr, SWEPT_PREFIXES))
+            raise InputError("instance", f"names with {names} belong to `sandboxd run` and the audit, and are swept")
         if self.no_auth and not self.is_local:
             raise InputError("no_auth", f"is allowed on a loopback address alone, and host is {self.host!r}")
         named = os.environ.get("SANDBOXD_CONFIG")

@@ -17,7 +17,9 @@ RUN_ROOT = Path("/run/sandboxd")
 STATE_ROOT = Path("/var/lib/sandboxd")
 SERVICE_USER = "sandboxd"
 PRIVATE_PREFIX = "run-"
-"""Instances of one `sandboxd run`: whoever finds one without its launcher may sweep it."""
+AUDIT_PREFIX = "audit-"
+"""Instances of one `sandboxd run` and of one audit: whoever finds one without its launcher may sweep it."""
+SWEPT_PREFIXES = (PRIVATE_PREFIX, AUDIT_PREFIX)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 

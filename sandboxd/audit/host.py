@@ -23,7 +23,8 @@ from sandboxd.spec import MIB, Struct
 SETTLE_S = 2.0
 """Teardown follows the answer; so long is it waited for."""
 _STEADY = 2
-"""Looks in a row that must agree before something is called the state before."""
+"""Looks in a row that must agree before something is called the state before; twice as many where sandboxes are being
+prepared, of which the launcher may not have heard yet all that there is to tell."""
 LAUNCHER_GROWTH_MAX_BYTES = 16 * MIB
 DYING_CGROUPS_MAX = 64
 """Those of the last jobs are freed a little later."""
@@ -161,7 +162,7 @@ def before(target: LauncherTarget, left: JobTraces | None = None) -> JobTraces:
     theirs. `left`: what earlier runs left for ever. Raises LauncherUnavailable when it does not come to rest."""
     deadline = time.monotonic() + SETTLE_S + _REST_S
     seen: list[JobTraces] = []
-    while len(seen) < _STEADY:
+    while len(seen) < (2 * _STEADY if target.prepared_max else _STEADY):
         now = job_traces(target)
         quiet = not any(
             set(getattr(now, name)) - set(getattr(left, name, ())) for name in ("cgroups", "slots", "processes")

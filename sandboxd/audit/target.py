@@ -19,7 +19,7 @@ from sandboxd.audit.corpus import OWN, PROGRAMS, SUCCEEDED, Case
 from sandboxd.audit.judge import Observation
 from sandboxd.errors import HostError, LauncherUnavailable
 from sandboxd.execution import judge
-from sandboxd.instance import RUN_ROOT, Instance
+from sandboxd.instance import AUDIT_PREFIX, RUN_ROOT, Instance
 from sandboxd.jail.client import LauncherClient
 from sandboxd.local_launcher import launcher_process
 from sandboxd.policy.load import policy_folder
@@ -66,7 +66,7 @@ class LauncherTarget:
         prepared: bool = False,
     ) -> None:
         """`prepared`: jobs get sandboxes that were built before, as far as the launcher keeps up."""
-        self.instance = Instance(name=f"audit-{os.getpid()}-{number}", state_root=str(state_root))
+        self.instance = Instance(name=f"{AUDIT_PREFIX}{os.getpid()}-{number}", state_root=str(state_root))
         self._without = tuple(without)
         self.prepared_max = _PREPARED if prepared else 0
         self._policies = state_root / "policies"

@@ -18,6 +18,7 @@ from sandboxd.errors import InputError
 from sandboxd.execution import Ended, run_job
 from sandboxd.exit_status import OUR_FAULT_STATUS, exit_status
 from sandboxd.instance import Instance
+from sandboxd.jail.denied import REPORTS_MAX
 from sandboxd.local_launcher import is_running, local_launcher
 from sandboxd.output import KeptOutput
 from sandboxd.result import Verdict
@@ -147,8 +148,11 @@ def _reporting_policy(catalogue: Catalogue, policy: str) -> str:
 
 def _print_denied(ended: Ended) -> None:
     """The last stage's, one line each."""
-    for denied in ended.stages[-1].outcome.facts.denied or ():
+    calls = ended.stages[-1].outcome.facts.denied or ()
+    for denied in calls:
         click.echo(f"sandboxd: denied {denied.name}, {denied.count} time{'' if denied.count == 1 else 's'}", err=True)
+    if sum(denied.count for denied in calls) >= REPORTS_MAX:
+        click.echo(f"sandboxd: what was denied after the first {REPORTS_MAX} calls is not listed", err=True)
 
 
 def _print_reason(ended: Ended) -> None:

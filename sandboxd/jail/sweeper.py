@@ -1,6 +1,7 @@
 """Finds and removes what a dead launcher left: processes, cgroups, slots, run directories. Run at every start.
 
-It touches what belongs to its own instance, whose lock it holds, and to `run-*` instances whose lock nobody holds.
+It touches what belongs to its own instance, whose lock it holds, and to `run-*` and `audit-*` instances whose lock
+nobody holds.
 Mounts and namespaces need no sweeping: they live in sandboxes' private namespaces and go with their processes.
 """
 
@@ -17,7 +18,7 @@ import msgspec
 import structlog
 
 from sandboxd.errors import HostError
-from sandboxd.instance import PRIVATE_PREFIX, RUN_ROOT, Instance
+from sandboxd.instance import RUN_ROOT, SWEPT_PREFIXES, Instance
 from sandboxd.jail import slots
 from sandboxd.jail.cgroups import LAUNCHER_LEAF, PREFIX, remove_folder
 from sandboxd.jail.workshop import remove_tree
@@ -66,8 +67,8 @@ def forget(instance: Instance) -> None:
 def sweep(instance: Instance) -> int:
     """Removes leftovers; returns how many cgroups were found. Precondition: the instance's lock is held."""
     count = _sweep_one(instance.name)
-    for run_dir in RUN_ROOT.glob(f"{PRIVATE_PREFIX}*"):
-        if run_dir.name != instance.name and _abandoned(run_dir):
+    for run_dir in tuple(RUN_ROOT.iterdir()):
+        if run_dir.name.startswith(SWEPT_PREFIXES) and run_dir.name != instance.name and _abandoned(run_dir):
             count += _sweep_one(run_dir.name)
             remove_tree(run_dir)
     _free_abandoned_slots()

@@ -242,8 +242,9 @@ def test_a_second_launcher_of_an_instance_is_refused(launcher: LauncherUnderTest
     assert launcher.run(("true",)).verdict == "ok"
 
 
-def test_what_a_killed_private_launcher_left_is_swept_by_the_next_one(state_root: Path) -> None:
-    private = LauncherUnderTest(state_root, f"run-{os.getpid()}")
+@pytest.mark.parametrize("prefix", ["run-", "audit-"])
+def test_what_a_killed_private_launcher_left_is_swept_by_the_next_one(state_root: Path, prefix: str) -> None:
+    private = LauncherUnderTest(state_root, f"{prefix}{os.getpid()}")
     private.kill()
     assert (RUN_ROOT / private.instance.name).exists()
     another = LauncherUnderTest(state_root, f"sweeps-{os.getpid()}")

@@ -233,3 +233,14 @@ def test_a_full_disk_behind_the_output_is_said_in_a_line(tmp_path: Path, command
     assert done.returncode == 125
     assert b"No space left" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_denied_calls_are_listed_and_it_is_said_where_the_list_ends(environment: dict[str, str], script: Any) -> None:
+    calls = "import ctypes\nlibc = ctypes.CDLL(None)\nfor _ in range({}): libc.unshare(0x10000000)"
+    few = run(environment, "--report-denied", script(calls.format(2)))
+    assert (few.returncode, few.stderr) == (0, "sandboxd: denied unshare, 2 times\n")
+    many = run(environment, "--report-denied", script(calls.format(200)))
+    assert many.stderr.splitlines() == [
+        "sandboxd: denied unshare, 64 times",
+        "sandboxd: what was denied after the first 64 calls is not listed",
+    ]

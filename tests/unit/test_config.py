@@ -41,6 +41,7 @@ def test_a_file_that_is_named_and_not_there_is_an_error(file: Path) -> None:
     ("name", "value"),
     [("port", "0"), ("port", "x"), ("wait_max_s", "61"), ("body_max_bytes", str(1 << 30)), ("instance", "a/b"),
      ("instance", "run-3"),
+     ("instance", "audit-3-0"),
      ("key_prefix", "a b"), ("log_level", "loud")],
 )  # fmt: skip
 def test_a_setting_out_of_its_bound_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
