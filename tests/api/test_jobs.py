@@ -111,10 +111,10 @@ def test_wait_ends_with_202_when_its_time_is_over(api: Any) -> None:
     begin = time.monotonic()
     answer = api.post(PYTHON, wait=0.3)
     assert answer.status_code == 202
-    assert 0.3 <= time.monotonic() - begin < 10
+    assert 0.3 <= time.monotonic() - begin < 2
     begin = time.monotonic()
     assert api.get(answer.headers["Location"], wait=0.3).json["state"] == "queued"
-    assert 0.3 <= time.monotonic() - begin < 10
+    assert 0.3 <= time.monotonic() - begin < 2
 
 
 def test_a_waiting_get_is_woken_at_the_end(api: Any, store: Store) -> None:
@@ -123,7 +123,7 @@ def test_a_waiting_get_is_woken_at_the_end(api: Any, store: Store) -> None:
     ender = after(0.2, lambda: finish(store, job_id))
     begin = time.monotonic()
     assert api.get(f"/v1/jobs/{job_id}", wait=30).json["state"] == "finished"
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 5
     ender.join()
 
 
@@ -133,7 +133,7 @@ def test_waiting_for_a_job_that_ended_returns_at_once(api: Any, store: Store) ->
     finish(store, job_id)
     begin = time.monotonic()
     assert api.get(f"/v1/jobs/{job_id}", wait=30).json["state"] == "finished"
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 1
 
 
 def test_waiting_does_not_poll(api: Any, store: Store) -> None:
@@ -178,7 +178,7 @@ def test_who_waits_for_a_job_learns_that_it_was_cancelled(api: Any) -> None:
     canceller = after(0.2, lambda: api.delete(f"/v1/jobs/{job_id}"))
     begin = time.monotonic()
     assert api.get(f"/v1/jobs/{job_id}", wait=30).json["state"] == "cancelled"
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 5
     canceller.join()
 
 
