@@ -95,24 +95,31 @@ def remove_run_files(instance: Instance) -> None:
 def load_or_make_token(instance: Instance) -> str:
     """The API token, made at the first start. The file is readable by root alone, under sudo by who called it too.
 
-    Raises CannotServe when somebody put something else there.
+    Raises CannotServe when somebody put something else there, or it cannot be written.
     """
     path = instance.token_path
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return _make_token(path)
     except FileExistsError:
         token = path.read_text().strip()
         if not token.isascii() or len(token) < TOKEN_BYTES:
             raise CannotServe(f"{path} holds no token: remove it, a new one is made", os.EX_CONFIG) from None
         return token
+    except OSError as error:
+        raise CannotServe(f"{path} cannot be written: {error.strerror}", os.EX_CANTCREAT) from None
+
+
+def _make_token(path: Path) -> str:
+    """Whole or not at all. Raises OSError, FileExistsError where there is one."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "w") as file:
             file.write(token + "\n")
-    except OSError as error:
+            if os.environ.get("SUDO_UID", "").isdecimal():
+                # Whoever may start the service may use it: `sandboxd submit` then works without sudo.
+                os.fchown(descriptor, int(os.environ["SUDO_UID"]), -1)
+    except OSError:
         path.unlink()
-        raise CannotServe(f"{path} cannot be written: {error.strerror}", os.EX_CANTCREAT) from None
-    if os.environ.get("SUDO_UID", "").isdecimal():
-        # Whoever may start the service may use it: `sandboxd submit` then works without sudo.
-        os.chown(path, int(os.environ["SUDO_UID"]), -1, follow_symlinks=False)
+        raise
     return token

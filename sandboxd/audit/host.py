@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -141,7 +142,6 @@ def job_traces(target: LauncherTarget) -> JobTraces:
     return JobTraces(
         cgroups=tuple(sorted(map(str, _cgroups(instance, waiting)))),
         slots=tuple(_claimed(instance, owners, waiting)),
-        processes=tuple(_processes(ignored)),
         helpers=_helpers(launcher, waiting),
         mounts=tuple(
             line
@@ -149,11 +149,19 @@ def job_traces(target: LauncherTarget) -> JobTraces:
             for line in Path("/proc", process, "mountinfo").read_text().splitlines()
             if instance.name in line or " - nsfs " in line
         ),
-        files=(*_owned_below(ignored, _SHARED_MEMORY, _QUEUES), *os.listdir(instance.run_dir)),
-        sysv=tuple(_sysv(ignored)),
-        keys=tuple(_keys(ignored)),
         launcher_files=_open_files(instance, launcher, waiting),
+        **_of_users(instance, ignored),
     )
+
+
+def _of_users(instance: Instance, ignored: AbstractSet[int]) -> dict[str, Any]:
+    """The fields of `JobTraces` that are found by a job's user, but those of ignored slots."""
+    return {
+        "processes": tuple(_processes(ignored)),
+        "files": (*_owned_below(ignored, _SHARED_MEMORY, _QUEUES), *os.listdir(instance.run_dir)),
+        "sysv": tuple(_sysv(ignored)),
+        "keys": tuple(_keys(ignored)),
+    }
 
 
 def before(target: LauncherTarget, left: JobTraces | None = None) -> JobTraces:
@@ -171,13 +179,7 @@ def before(target: LauncherTarget, left: JobTraces | None = None) -> JobTraces:
         if time.monotonic() > deadline:
             raise LauncherUnavailable(f"the launcher does not come to rest: {now}")
         time.sleep(0.002)
-    return msgspec.structs.replace(
-        seen[-1],
-        processes=tuple(_processes(frozenset())),
-        files=(*_owned_below(frozenset(), _SHARED_MEMORY, _QUEUES), *os.listdir(target.instance.run_dir)),
-        sysv=tuple(_sysv(frozenset())),
-        keys=tuple(_keys(frozenset())),
-    )
+    return msgspec.structs.replace(seen[-1], **_of_users(target.instance, frozenset()))
 
 
 def found_before() -> list[str]:

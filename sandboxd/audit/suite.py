@@ -216,7 +216,7 @@ class _Auditor:
             found = [f"without {walls}: {change}" for change in host.changes(before, host.host_state(target))]
             beside = next((run.case for run in runs if run.case.table.beside), None)
             if beside is not None and not runs[0].without:
-                with target.running(beside):
+                with target.beside(beside):
                     found += [f"a process in a sandbox has rights: {right}" for right in host.rights(target)]
         if target.run_dir.exists():
             found.append(f"without {walls}: the launcher left {target.run_dir}")

@@ -111,7 +111,7 @@ class LauncherTarget:
         return msgspec.to_builtins(self._catalogue.isolation)  # type: ignore[no-any-return]  # a struct becomes a dict
 
     def observe(self, case: Case, args: Sequence[str]) -> Observation:
-        with self._beside(case) as peer:
+        with self.beside(case) as peer:
             seen = self._run(self._stage(case, args))
         if peer is None:
             return seen
@@ -131,12 +131,6 @@ class LauncherTarget:
         for case in {case.table.program: case for case in cases}.values():
             self._run(self._stage(case.alone(), ()))
 
-    @contextlib.contextmanager
-    def running(self, case: Case) -> Iterator[None]:
-        """While the job beside the case's own runs. Precondition: it has one."""
-        with self._beside(case):
-            yield
-
     def run_before(self, case: Case) -> None:
         """The job that has ended before the case's own. Raises LauncherUnavailable when it did not run."""
         seen = self._run(self._stage(case, case.role(case.table.before)))
@@ -144,7 +138,8 @@ class LauncherTarget:
             raise LauncherUnavailable(f"the job before did not run: {seen.reason} {seen.stderr.decode()[-200:]}")
 
     @contextlib.contextmanager
-    def _beside(self, case: Case) -> Iterator[_Peer | None]:
+    def beside(self, case: Case) -> Iterator[_Peer | None]:
+        """While the job beside the case's own runs; None where it has none."""
         if not case.table.beside:
             yield None
             return
