@@ -433,7 +433,7 @@ def test_rights_that_a_process_in_a_sandbox_has_are_seen_from_outside(
     state_root: Path, without: tuple[str, ...], told: str
 ) -> None:
     case = next(case for case in corpus.load() if case.table.beside)
-    with LauncherTarget(9, state_root, without=without, prepared=True) as target, target.beside(case):
+    with LauncherTarget(11, state_root, without=without, prepared=True) as target, target.beside(case):
         found = host.rights(target)
     assert any(told in words for words in found) if told else found == []
 
