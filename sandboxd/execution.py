@@ -89,9 +89,7 @@ def judge(stage: StageSpec, outcome: StageOutcome, catalogue: Catalogue) -> Judg
     judgement = decide(outcome.facts, outcome.limits, output_kill_factor=factor)
     if judgement.verdict is Verdict.OK and outcome.files_omitted:
         # What is missing is what the next stage would look for in vain.
-        bound = (
-            f"at most {COLLECT_FILES_MAX} regular files of together {COLLECT_BYTES_MAX >> 20} MiB, out of not too many"
-        )
+        bound = f"at most {COLLECT_FILES_MAX} regular files of together {COLLECT_BYTES_MAX >> 20} MiB"
         return Judgement(verdict=Verdict.DISK_EXCEEDED, reason=f"it left more than can be handed on: {bound}")
     return judgement
 
