@@ -22,13 +22,14 @@ def test_it_has_no_rights_and_sees_nothing_of_the_host(launcher: LauncherUnderTe
         id -u
         grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status
         ls /root /home /run
-        ls /proc | grep -c '^[0-9]'
+        cd /proc
+        echo [0-9]*
         """,
         wall_time_s=WALL_S,
     )
     assert ran.text.split() == [
         *("1000", "CapEff:", "0000000000000000", "CapBnd:", "0000000000000000", "NoNewPrivs:", "1", "Seccomp:", "2"),
-        *("/home:", "/root:", "/run:", "3"),
+        *("/home:", "/root:", "/run:", "2"),
     ]
 
 
