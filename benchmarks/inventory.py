@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections import defaultdict
@@ -61,7 +62,7 @@ def take(root_pid: int, instance: str) -> Inventory:
             descriptors[role] += len(targets)
             build_lists += sum("sandboxd-build" in target for target in targets)
             namespaces |= _namespaces(pid)
-            mounts[os.readlink(f"/proc/{pid}/ns/mnt")] = len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+            mounts[os.readlink(f"/proc/{pid}/ns/mnt")] = _mounts(pid)
             resident[role][pid] = _resident_kib(pid)
     cgroups = list(_cgroups(instance))
     return Inventory(
@@ -76,6 +77,15 @@ def take(root_pid: int, instance: str) -> Inventory:
         resident_kib=dict(resident),
         memory_cgroups_of_machine=_memory_cgroups_of_machine(),
     )
+
+
+def _mounts(pid: int) -> int:
+    try:
+        return len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # it is ending, and has left its namespaces
+            raise ProcessLookupError from None
+        raise
 
 
 def _processes(root_pid: int, instance: str) -> set[int]:
