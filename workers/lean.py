@@ -23,6 +23,8 @@ log = structlog.get_logger()
 HEARTBEAT_S = 5.0
 _WORKER_TTL_S = 20
 """RQ waits for a job for 15 s less; between two waits it looks whether something else is to be done."""
+_SUSPENSION_CHECK_S = 1.0
+"""`rq suspend` counts after so long: to ask before each job costs a round trip of its own."""
 
 
 class LeanWorker(Worker):
@@ -44,6 +46,7 @@ class LeanWorker(Worker):
         )
         self._jobs = jobs
         self._next_heartbeat = 0.0
+        self._next_suspension_check = 0.0
 
     def await_readiness(self) -> None:
         """Called before a job is waited for; it may wait itself, and raise StopRequested."""
@@ -60,6 +63,12 @@ class LeanWorker(Worker):
         with self.connection.pipeline() as own:
             super().heartbeat(timeout, pipeline=own)
             own.execute()
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Asked by RQ's loop before each job; it waits there for as long as `rq suspend` says."""
+        if time.monotonic() >= self._next_suspension_check:
+            super().check_for_suspension(burst)
+            self._next_suspension_check = time.monotonic() + _SUSPENSION_CHECK_S
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Only what changes is written."""

@@ -18,6 +18,7 @@ from jailrig import SCALE, LauncherUnderTest
 from rig import NOW, wait_until
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
+from rq.suspension import resume, suspend
 from servicerig import Service, command, service_folder
 
 from sandboxd.instance import SERVICE_USER
@@ -341,6 +342,18 @@ def test_an_idle_worker_stops_at_once(service: Service) -> None:
     worker = service.workers[0]
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(3 * SCALE) == 0
+
+
+def test_a_suspended_worker_takes_no_job_until_it_is_resumed(service: Service) -> None:
+    time.sleep(1.1)  # `rq suspend` counts within a second
+    suspend(service.store.client)
+    try:
+        service.python("print(1)")  # the worker had looked before it began to wait for a job
+        waiting = service.python("print(2)", wait=2)
+        assert waiting["state"] == "queued"
+    finally:
+        resume(service.store.client)
+    assert service.get(waiting["id"])["verdict"] == "ok"
 
 
 def test_a_worker_refuses_to_be_root(service: Service) -> None:
