@@ -107,6 +107,8 @@ class Table(Struct, frozen=True, kw_only=True):
     """`uname -m` where it means something at all."""
     no_network: bool = False
     """Under a policy whose network is `none`."""
+    ours_alone: bool = False
+    """It asks for what no other sandbox says of itself, and is not tried in one."""
     slow: bool = False
     """Not part of --quick."""
 

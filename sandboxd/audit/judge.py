@@ -9,6 +9,8 @@ from sandboxd.result import Facts, Verdict
 from sandboxd.spec import NANOSECONDS, Struct
 from sandboxd.verdict import signal_name
 
+_EVIDENCE_MAX = 80
+
 
 class State(enum.StrEnum):
     """How a run of a case ended."""
@@ -50,6 +52,11 @@ class Observation(Struct, frozen=True, kw_only=True):
         return words[-1] if words else ""
 
     @property
+    def last_words(self) -> str:
+        """The answer and what was said just before it: which of many, say."""
+        return " ".join(self._words())[-_EVIDENCE_MAX:]
+
+    @property
     def count(self) -> int | None:
         """The number that it said before, if it did."""
         words = self._words()
@@ -69,7 +76,7 @@ def judge(case: Case, seen: Observation) -> Judged:
     if failure := _failure(seen):
         return failure
     if seen.answer == SUCCEEDED:
-        return Judged(state=State.BROKEN, evidence=_said(seen))
+        return Judged(state=State.BROKEN, evidence=seen.last_words)
     untrue = State.BROKEN if case.table.severity is Severity.INTEGRITY else State.DIFFERS
     if seen.facts is not None and (wrong := _wrong(case, seen, seen.facts)):
         return Judged(state=untrue, evidence=wrong)
@@ -108,7 +115,8 @@ def _failure(seen: Observation) -> Judged | None:
 
 
 def _said(seen: Observation) -> str:
-    return seen.answer[:80] or seen.reason or seen.stderr.decode(errors="replace").strip()[-80:] or "nothing"
+    said = seen.stderr.decode(errors="replace").strip()
+    return seen.answer[:_EVIDENCE_MAX] or seen.reason or said[-_EVIDENCE_MAX:] or "nothing"
 
 
 def _wrong(case: Case, seen: Observation, facts: Facts) -> str:

@@ -77,6 +77,8 @@ def command(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     cases = chosen(words)
+    if against != "sandboxd" and not suite.comparable(cases):
+        raise InputError("words", f"none of these cases means anything in {against}")
     progress = _Progress(cases, quick=quick, together=not quick and not words, soak_jobs=soak_jobs, against=against)
     try:
         found = progress.run(prepared=prepared)
