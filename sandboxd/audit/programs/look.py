@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+import time
 
 what = sys.argv[1]
 own = what.startswith("own-")
@@ -122,6 +123,13 @@ def paths():
 
 def host_name():
     return os.uname().nodename != "sandbox" or socket.gethostname() != "sandbox"
+
+
+def clocks():
+    """How long the host has been up."""
+    offsets = [line.split()[1:] for line in own_files("timens_offsets").splitlines()]
+    print(offsets, time.clock_gettime(time.CLOCK_BOOTTIME))
+    return len(offsets) != 2 or any(not seconds.startswith("-") for seconds, _ in offsets)
 
 
 def cgroup():
