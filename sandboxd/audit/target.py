@@ -32,7 +32,7 @@ READY = b"ready"
 _STOP_S = 30.0
 _READY_S = 30.0
 _END_S = 90.0
-_PREPARED = 8
+_PREPARED = 5
 _POLICY = "default"
 _NO_NETWORK = "audit-no-network"
 _IN_A_GROUP = ("/usr/bin/setpriv", "--groups=65533", "--")

@@ -1,14 +1,14 @@
 """Sandboxes that are built before their jobs come, by policy. Each is used once, and is as strong as any other.
 
-How many are kept follows demand: a job that found none doubles its policy's share, and what lay unused for a while
-halves it. All shares together stay below one bound. Building waits until the job that took one has had a head start,
-and goes one by one, so that it takes no core from who runs.
+How many are kept follows demand: a job that found none doubles its policy's share, at the cost of the others where all
+places are taken, and what lay unused for a while is halved. Building waits until the job that took one has had a head
+start, and goes one by one, so that it takes no core from who runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -26,37 +26,64 @@ RETRY_S = 1.0
 REVIEW_S = 30.0
 
 
-class Share:
-    """How many sandboxes of one policy to keep, at least `floor`. Pure: `Pool` says what happened."""
+class Shares:
+    """How many sandboxes of each policy to keep, at most `bound` together. Pure: `Pool` says what happened."""
 
-    def __init__(self, floor: int) -> None:
-        self.target = self._floor = floor
-        self._spare = 0
+    def __init__(self, policies: Iterable[str], bound: int) -> None:
+        self._bound = bound
+        self.targets = dict.fromkeys(policies, 0)
+        self._give_first_places()
+        self._spare = dict(self.targets)
+        """How many of each were not needed since the last review."""
 
-    def missed(self, room: int) -> None:
-        """A job found none. `room`: what all shares together may still grow by."""
-        self.target += min(max(1, self.target), room)
+    def missed(self, policy: str) -> None:
+        """A job found none. Where no place is free, one is taken from who did not need it, or has far more."""
+        more = min(max(1, self.targets[policy]), self._bound - sum(self.targets.values()))
+        if more == 0 and (giver := self._giver(policy)) is not None:
+            self.targets[giver] -= 1
+            self._spare[giver] = max(0, self._spare[giver] - 1)
+            more = 1
+        self.targets[policy] += more
 
-    def taken(self, left: int) -> None:
+    def _giver(self, policy: str) -> str | None:
+        others = [name for name, target in self.targets.items() if target and name != policy]
+        if spare := [name for name in others if self._spare[name]]:
+            return max(spare, key=self._spare.__getitem__)
+        richer = [name for name in others if self.targets[name] > self.targets[policy] + 1]
+        return max(richer, key=self.targets.__getitem__, default=None)
+
+    def taken(self, policy: str, left: int) -> None:
         """A job took one, and `left` stayed."""
-        self._spare = min(self._spare, left)
+        self._spare[policy] = min(self._spare[policy], left)
 
     def review(self) -> None:
-        """After a while: gives half of what was never needed back."""
-        self.target = max(self._floor, self.target - (self._spare + 1) // 2)
-        self._spare = self.target
+        """After a while: half of what was never needed is given back, but not a policy's last one."""
+        for name, target in self.targets.items():
+            self.targets[name] = max(min(1, target), target - (self._spare[name] + 1) // 2)
+        self._give_first_places()
+        self._spare = dict(self.targets)
+
+    def _give_first_places(self) -> None:
+        """One to each policy, as far as there is room."""
+        room = self._bound - sum(self.targets.values())
+        for name in [name for name, target in self.targets.items() if target == 0][:room]:
+            self.targets[name] = 1
+
+    def wanted(self, kept: Mapping[str, int]) -> str | None:
+        """The policy whose share is the emptiest, of `kept` sandboxes; None when all are full."""
+        lacking = [name for name, target in self.targets.items() if kept[name] < target]
+        return min(lacking, key=lambda name: (kept[name] / self.targets[name], -self.targets[name]), default=None)
 
 
 class Pool:
-    """Prepared sandboxes of one launcher, at most `bound`: one of each policy, the more so where jobs ask for more."""
+    """Prepared sandboxes of one launcher, at most `bound`: one of each policy, and more where jobs ask for more."""
 
     def __init__(self, policies: Iterable[str], bound: int, make: Callable[[str, Callable[[], None]], Sandbox]) -> None:
         """`make` claims what one of a policy needs, and calls back when it is built; `discard` is for when it is
         gone."""
         self._make = make
-        self._bound = bound
-        self._shares = {name: Share(int(number < bound)) for number, name in enumerate(policies)}
-        self._prepared: dict[str, list[Sandbox]] = {name: [] for name in self._shares}
+        self._shares = Shares(policies, bound)
+        self._prepared: dict[str, list[Sandbox]] = {name: [] for name in self._shares.targets}
         self._under_construction: Sandbox | None = None
         self._closed = bound == 0
         self._loop = asyncio.get_running_loop()
@@ -73,14 +100,15 @@ class Pool:
         """One that is built, else one that is being built; None: there is neither."""
         if self._closed:
             return None
-        prepared, share = self._prepared[policy], self._shares[policy]
+        prepared = self._prepared[policy]
         sandbox = next((one for one in prepared if one.state is State.READY), None)
         if sandbox is None:
-            share.missed(self._bound - sum(each.target for each in self._shares.values()))
+            self._shares.missed(policy)
+            self._shrink()
             sandbox = next((one for one in prepared if one.state is State.BUILDING), None)
         if sandbox is not None:
             prepared.remove(sandbox)
-        share.taken(len(prepared))
+        self._shares.taken(policy, len(prepared))
         self._refill_after(REFILL_DELAY_S)
         return sandbox
 
@@ -88,7 +116,7 @@ class Pool:
         """A job waits for what a prepared sandbox holds: one of them goes."""
         fullest = max(self._prepared.values(), key=len)
         if fullest:
-            fullest.pop().end(Ending.CANCELLED)
+            self._end_oldest(fullest)
 
     def discard(self, sandbox: Sandbox) -> None:
         """It is gone. One that died while it waited is replaced, not at once: what ended it may end the next."""
@@ -108,19 +136,21 @@ class Pool:
         for timer in (self._timer, self._review_timer):
             if timer is not None:
                 timer.cancel()
-        for name in self._prepared:
-            self._shrink(name, 0)
+        for prepared in self._prepared.values():
+            while prepared:
+                self._end_oldest(prepared)
 
-    def _shrink(self, policy: str, target: int) -> None:
-        prepared = self._prepared[policy]
-        while len(prepared) > target:
-            prepared.pop().end(Ending.CANCELLED)
+    def _shrink(self) -> None:
+        """Ends those whose place another policy has now, or nobody."""
+        for name, prepared in self._prepared.items():
+            while len(prepared) > self._shares.targets[name]:
+                self._end_oldest(prepared)
 
-    def _wanted(self) -> str | None:
-        """The policy that lacks most."""
-        lacking = {name: share.target - len(self._prepared[name]) for name, share in self._shares.items()}
-        name = max(lacking, key=lambda each: lacking[each])
-        return name if lacking[name] > 0 else None
+    def _end_oldest(self, prepared: list[Sandbox]) -> None:
+        sandbox = prepared.pop(0)
+        if sandbox is self._under_construction:
+            self._under_construction = None  # it is no failure: the next may be begun at once
+        sandbox.end(Ending.CANCELLED)
 
     def _refill_after(self, delay_s: float) -> None:
         """Or sooner, where that was asked for already."""
@@ -135,7 +165,7 @@ class Pool:
 
     def _refill(self) -> None:
         self._timer = None
-        policy = self._wanted()
+        policy = self._shares.wanted({name: len(prepared) for name, prepared in self._prepared.items()})
         if policy is None:
             return
         try:
@@ -153,7 +183,7 @@ class Pool:
         self._refill_after(0)
 
     def _review(self) -> None:
-        for name, share in self._shares.items():
-            share.review()
-            self._shrink(name, share.target)
+        self._shares.review()
+        self._shrink()
+        self._refill_after(0)
         self._review_timer = self._loop.call_later(REVIEW_S, self._review)

@@ -296,8 +296,9 @@ def test_a_launcher_killed_at_any_moment_of_a_job_leaves_what_the_next_one_sweep
         assert ended, f"the client still waits, {moment} of {MOMENTS}"
         endings += ended
         wait_until(lambda: not processes(launcher), 5 * SCALE)  # of themselves: nobody has swept yet
-        launcher.prepared = 2 * (moment % 2)  # the next job's sandbox is built for it, or was built before
+        launcher.prepared = 4 * (moment % 2)  # the next job's sandbox is built for it, or was built before
         launcher.start()
+        wait_until(lambda: len(waiting_slots(launcher.instance)) >= launcher.prepared, 10 * SCALE)
         assert not left_behind(launcher, before), f"{moment} of {MOMENTS}"
         assert launcher.run(("true",)).verdict == "ok"
     assert set(endings) <= {"ok", "LauncherUnavailable"}

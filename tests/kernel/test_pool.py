@@ -135,6 +135,21 @@ def test_the_pool_grows_where_jobs_miss_it_and_stays_within_its_bound(pooled: La
     assert POLICIES < max(most, len(await_full(pooled))) <= BOUND
 
 
+@pytest.mark.parametrize("bound", [1, 2])
+def test_with_few_places_those_have_them_whom_jobs_ask_for(state_root: Path, bound: int) -> None:
+    few = LauncherUnderTest(state_root, f"few-{os.getpid()}", prepared=bound)
+    try:
+        wait_for(lambda: len(waiting_slots(few.instance)) == bound, "the pool is not full")
+        assert few.run(("true",)).verdict == "ok"
+        for _ in range(3):
+            wait_for(lambda: len(waiting_slots(few.instance)) == bound and not few.slots(), "the pool is not full")
+            waiting = waiting_slots(few.instance)
+            assert slot_of(few.run(("cat", "/proc/self/uid_map")).text) in waiting
+    finally:
+        assert few.stop() == 0
+        few.await_all_gone()
+
+
 @pytest.mark.parametrize("victim", [0, 1], ids=["PID 1", "the payload's process"])
 def test_one_that_dies_while_it_waits_is_replaced(pooled: LauncherUnderTest, victim: int) -> None:
     slot = min(await_full(pooled))
