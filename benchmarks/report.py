@@ -66,6 +66,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.ratio < 1 if self.unit == "1/s" else self.ratio > 1
 
 
+P95_SAMPLES_MIN, P99_SAMPLES_MIN = 20, 100
+"""Of fewer it would be the largest sample."""
 NOISE_CPUS = 0.1
 """More than so many cores used by others, and a question is called noisy."""
 
@@ -155,7 +157,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table(title="sandboxd, measured", title_justify="left")
     for heading in ("question", "what"):
         table.add_column(heading, overflow="fold")
-    for heading in ("unit", "median", "p95", "p99", "CPU ms"):
+    for heading in ("unit", "n", "median", "p95", "p99", "CPU ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("peer")
     for heading in ("peer's median", "peer's CPU ms"):
@@ -173,7 +175,10 @@ def _table(rows: Sequence[Row]) -> Table:
             row.question if row.question != previous else "",
             row.what,
             row.unit,
-            *(f"{value:.{digits}f}" for value in (row.ours.median, row.ours.p95, row.ours.p99)),
+            str(row.ours.samples),
+            _number(row.ours.median, digits),
+            _number(row.ours.p95 if row.ours.samples >= P95_SAMPLES_MIN else None, digits),
+            _number(row.ours.p99 if row.ours.samples >= P99_SAMPLES_MIN else None, digits),
             _number(row.ours_cpu_ms, 2),
             row.peer or "",
             _number(row.theirs.median if row.theirs else None, digits),

@@ -47,12 +47,9 @@ def instance_in(folder: Path, kind: str) -> Instance:
 class LauncherRig:
     """A running launcher and one connection to it, as a worker has one."""
 
-    def __init__(
-        self, instance: Instance, process: subprocess.Popen[bytes], client: LauncherClient, account: Path | None
-    ) -> None:
+    def __init__(self, instance: Instance, client: LauncherClient, account: Path | None = None) -> None:
         self.instance = instance
         self._account = account
-        self.pid = process.pid
         self.client = client
         self.policy = client.catalogue().policy("default")
 
@@ -135,7 +132,7 @@ def running_launcher(folder: Path, prepared_max: int = 0) -> Iterator[LauncherRi
     ) as (process, account):
         await_true(lambda: _accepts(instance.launcher_socket), process, log_path)
         with contextlib.closing(LauncherClient(instance.launcher_socket)) as client:
-            yield LauncherRig(instance, process, client, account)
+            yield LauncherRig(instance, client, account)
 
 
 class ServiceRig:
@@ -159,6 +156,13 @@ class ServiceRig:
         if document["verdict"] != "ok":
             raise NotMeasured(f"verdict {document['verdict']}: {document['reason']}")
         return document
+
+
+    @contextlib.contextmanager
+    def launcher(self) -> Iterator[LauncherRig]:
+        """The service's own launcher, asked beside its workers."""
+        with contextlib.closing(LauncherClient(self.instance.launcher_socket)) as client:
+            yield LauncherRig(self.instance, client)
 
 
 @contextlib.contextmanager

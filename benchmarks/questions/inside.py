@@ -18,6 +18,7 @@ from benchmarks.stats import growth_percent, ratio, summarize
 from sandboxd.spec import InputFile
 
 TITLE = "what a program pays inside: computing, system calls, file access, compilation"
+SAMPLES = 100
 SPIN_MAX_PERCENT = 1.0
 CALL_MAX_NS = 80.0
 OPEN_TIMES_MAX = 2.3
@@ -27,17 +28,16 @@ SOURCE = """
 #include <algorithm>
 #include <iostream>
 #include <map>
-#include <regex>
+#include <sstream>
 #include <string>
 #include <unordered_map>
 #include <vector>
 int main() {
     std::map<std::string, std::vector<int>> found;
     std::unordered_map<std::string, int> counts;
-    std::regex word("[a-z]+");
-    for (std::string line; std::getline(std::cin, line);)
-        for (std::sregex_iterator it(line.begin(), line.end(), word), end; it != end; ++it)
-            found[it->str()].push_back(++counts[it->str()]);
+    for (std::string line, word; std::getline(std::cin, line);)
+        for (std::istringstream words(line); words >> word;)
+            found[word].push_back(++counts[word]);
     for (auto &[key, values] : found) {
         std::sort(values.rbegin(), values.rend());
         std::cout << key << ' ' << values.front() << std::endl;
@@ -49,7 +49,7 @@ COMPILER = ("/usr/bin/g++", "-O2", "-o", "program", "main.cc")
 
 def measure(bench: Bench) -> None:
     with running_launcher(bench.scratch) as rig:
-        spin, bare_spin = _both(bench, rig, "spin", "100000")
+        spin, bare_spin = _both(bench, rig, "spin", "20000")
         change = growth_percent(summarize(bare_spin).median, summarize(spin).median)
         bound = Bound(what=f"at most {SPIN_MAX_PERCENT:g} % slower", value=change, limit=SPIN_MAX_PERCENT)
         bench.add("a thousand multiplications", "ns", spin, peer="bare", theirs=bare_spin, bound=bound)
@@ -70,7 +70,7 @@ def _both(bench: Bench, rig: LauncherRig, *args: str) -> tuple[list[float], list
     stage = rig.stage(bench.programs.binary("inside"), *args, cpu_time_s=20, wall_time_s=30)
     inside: list[float] = []
     bare: list[float] = []
-    repeats = bench.times(15, at_least=3)
+    repeats = bench.times(SAMPLES, at_least=3)
     for _ in bench.track(range(repeats), repeats, args[0]):
         outcome, printed = rig.run(stage)
         require_exit(outcome)
@@ -95,7 +95,7 @@ def _compile(bench: Bench, rig: LauncherRig) -> None:
     (folder / "main.cc").write_text(SOURCE)
     inside: list[float] = []
     bare: list[float] = []
-    repeats = bench.times(10, at_least=2)
+    repeats = bench.times(SAMPLES, at_least=2)
     for _ in bench.track(range(repeats), repeats, "g++ -O2"):
         outcome, printed = rig.run(stage)
         require_exit(outcome)

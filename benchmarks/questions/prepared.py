@@ -24,7 +24,7 @@ SAMPLES = 200
 BURST = 5
 PREPARED_MAX = 16
 PREPARED = 8
-"""Wait at least before a job comes: one for each policy, the rest for that of the jobs."""
+"""Wait at least before a job comes, whatever their policy."""
 JOBS_UNTIL_GROWN_MAX = 2000
 BARE = "bare fork+exec"
 OF_IMAGE = ("/usr/sbin/ldconfig", "--version")

@@ -8,15 +8,17 @@ process its memory; and what Redis holds for each stored result.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import redis
 
 from benchmarks import inventory
+from benchmarks.bare import run_once
 from benchmarks.bench import Bench, timed_ms
 from benchmarks.inventory import Inventory
 from benchmarks.report import Bound
 from benchmarks.rig import ServiceRig, running_service
-from benchmarks.stats import growth_percent
+from benchmarks.stats import growth_percent, ratio, summarize
 
 TITLE = "1,000 jobs in a row: duration, and nothing that grows"
 JOBS = 1000
@@ -25,12 +27,16 @@ DURATION_MAX_S = 90.0
 GROWTH_MAX_PERCENT = 5.0
 RESULT_MAX_KIB = 8.0
 JOB = {"language": "python", "source": "print(1)"}
+BARE = ("/usr/bin/python3", "-c", "print(1)")
+BARE_EACH = 10
+"""Jobs between two bare interpreters, by which the machine's own speed is told: it drifts within minutes."""
+SLOWER_MAX_PERCENT = 5.0
 _QUIET_S = 1.5
 """Longer than the append-only file's write and what ends on its own after a job."""
 
 
 PREPARED = 4
-"""One for each policy: the pool then neither grows nor shrinks, and nothing else may."""
+"""One for each policy, and no place for more: the pool neither grows nor shrinks, and nothing else may."""
 
 
 def measure(bench: Bench) -> None:
@@ -41,6 +47,7 @@ def measure_jobs(bench: Bench, jobs: int) -> None:
     """So many in a row."""
     with running_service(bench.scratch, "--prepared", str(PREPARED)) as rig:
         job_ms: list[float] = []
+        bare_ms: list[float] = []
         busy_s = 0.0
         first = last = None
         first_bytes = 0
@@ -49,12 +56,15 @@ def measure_jobs(bench: Bench, jobs: int) -> None:
             wall_ms, _ = timed_ms(lambda: rig.post(JOB))
             job_ms.append(wall_ms)
             busy_s += time.monotonic() - started_s
+            if number % BARE_EACH == 0:
+                bare_ms.append(run_once(BARE).wall_ms)
             if number == FIRST:
                 first, first_bytes = _take(rig), _redis_bytes(rig)
         last, last_bytes = _take(rig), _redis_bytes(rig)
         if first is None:
             raise ValueError("there were too few jobs")
         _duration(bench, job_ms, busy_s)
+        _speed(bench, job_ms, bare_ms)
         _counts(bench, first, last)
         _memory(bench, first, last)
         stored_kib = (last_bytes - first_bytes) / (jobs - FIRST) / 1024
@@ -85,9 +95,29 @@ def _duration(bench: Bench, job_ms: list[float], busy_s: float) -> None:
         [busy_s],
         bound=Bound(what=f"at most {scaled_max_s:g} s", value=busy_s, limit=scaled_max_s),
     )
+
+
+def _speed(bench: Bench, job_ms: Sequence[float], bare_ms: Sequence[float]) -> None:
+    """The end against the begin, each measured by the bare interpreters beside it."""
     part = min(len(job_ms) // 10, JOBS)
     last, first = job_ms[-part:], job_ms[:part]
     bench.add(f"one job, the last {part} against the first {part}", "ms", last, peer=f"first {part}", theirs=first)
+    beside = part // BARE_EACH
+    times = [
+        ratio(summarize(jobs).median, summarize(bare).median)
+        for jobs, bare in ((first, bare_ms[:beside]), (last, bare_ms[-beside:]))
+    ]
+    slower = growth_percent(*times)
+    bench.add(
+        "the same, each against the bare interpreters beside it",
+        "%",
+        [slower],
+        # Of fewer jobs the medians vary by more than that.
+        bound=Bound(what=f"at most {SLOWER_MAX_PERCENT:g} % slower", value=slower, limit=SLOWER_MAX_PERCENT)
+        if part == JOBS
+        else None,
+        note=f"{times[0]:.3f} times bare at the begin, {times[1]:.3f} at the end",
+    )
 
 
 def _counts(bench: Bench, first: Inventory, last: Inventory) -> None:

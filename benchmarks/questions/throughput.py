@@ -1,7 +1,8 @@
 """The whole service under load: how many jobs a second, how long one takes, and whose CPU time that is.
 
 Clients are kept connections of one process that sends prepared bytes and reads answers, and does little else, on the
-same cores. The rate of the bare interpreter is that of as many processes at once as there are cores.
+same cores. What is compared takes turns: one client's jobs with jobs asked at the service's own launcher, or with bare
+interpreters, seconds of sixteen clients with seconds of as many bare interpreters at once as there are cores.
 """
 
 from __future__ import annotations
@@ -13,31 +14,36 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import inventory
 from benchmarks.bare import run_once, spawn_silent
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, timed_ms
 from benchmarks.report import Bound
-from benchmarks.rig import NotMeasured, ServiceRig, cgroup_parents, running_service, usage_ns
-from benchmarks.stats import percentile, summarize
+from benchmarks.rig import LauncherRig, NotMeasured, ServiceRig, cgroup_parents, require_exit, running_service, usage_ns
+from benchmarks.stats import percentile, ratio, summarize
 
 TITLE = "jobs a second over HTTP with 16 clients, latency at half of that, and CPU time by process"
 CLIENTS = 16
-SECONDS = 6.0
+JOBS = 120
+BLOCK = 10
+"""So many of one client's jobs without a rest, then as many of what they are compared with."""
+ROUNDS, ROUND_S = 4, 2.0
 PYTHON_SHARE_MIN = 0.6
 HELLO_RATE_MIN = 150.0
 P99_TIMES_P50_MAX = 5.0
 HELLO_CPU_MAX_MS = 12.0
 PAUSE_S = 0.05
-PLUS_MS = 12.0
+HELLO_PLUS_MS = 8.0
+PYTHON_PLUS_MS = 12.0
 BARE = ("/usr/bin/python3", "-c", "print(1)")
+_HELLO, _PYTHON = "hello without libc (9 KB)", "Python print"
+_PREPARED, _INTERPRETER = "its sandbox, at the launcher", "bare python3 -c"
 
 
 def measure(bench: Bench) -> None:
-    seconds = SECONDS * bench.times(10, at_least=1) / 10
     binary = bench.programs.binary("hello_small")
     hello = {
         "command": ["./hello"],
@@ -46,13 +52,22 @@ def measure(bench: Bench) -> None:
         ],
     }
     python = {"language": "python", "source": "print(1)"}
-    with running_service(bench.scratch) as rig:
-        asyncio.run(_drive(_Wire(rig, hello), CLIENTS, 1.0))  # warm, and the pool has grown
-        _one_client(bench, rig, hello, "hello without libc (9 KB)", seconds, None)
-        _one_client(bench, rig, python, "Python print", seconds, BARE)
-        rate = _all_clients(bench, rig, hello, "hello without libc (9 KB)", seconds, None)
-        _half(bench, rig, hello, rate / 2, seconds)
-        _all_clients(bench, rig, python, "Python print", seconds, _bare_rate(seconds / 2))
+    with running_service(bench.scratch) as rig, rig.launcher() as launcher:
+        wires = _Wire(rig, hello), _Wire(rig, python)
+        asyncio.run(_drive(wires[0], CLIENTS, 1.0))  # warm, and the pool has grown
+        _one_client(bench, wires[0], _HELLO, _PREPARED, lambda: _sandboxed(launcher, binary), HELLO_PLUS_MS)
+        _one_client(bench, wires[1], _PYTHON, _INTERPRETER, lambda: run_once(BARE).wall_ms, PYTHON_PLUS_MS)
+        rate = _hellos(bench, rig, wires[0])
+        _half(bench, wires[0], rate / 2)
+        _pythons(bench, rig, wires[1])
+
+
+def _sandboxed(launcher: LauncherRig, binary: bytes) -> float:
+    wall_ms, (outcome, printed) = timed_ms(lambda: launcher.run(launcher.stage(binary)))
+    require_exit(outcome)
+    if not printed:
+        raise NotMeasured("nothing was printed")
+    return wall_ms
 
 
 class _Wire:
@@ -99,65 +114,105 @@ async def _drive(wire: _Wire, clients: int, seconds: float, pause_s: float = 0.0
     return samples
 
 
+async def _in_turn(
+    wire: _Wire, other: Callable[[], float], turns: Iterable[int], block: int, pause_s: float
+) -> tuple[list[float], list[float]]:
+    """Blocks of one client's jobs and of `other`, in ms, each begun `pause_s` after the one before."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    reader, writer = await asyncio.open_connection("127.0.0.1", wire.port, limit=1 << 20)
+    due_s = time.perf_counter()
+    for _ in turns:
+        for is_ours in [True] * block + [False] * block:
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            due_s += pause_s
+            if is_ours:
+                ours.append(await wire.post(reader, writer))
+            else:
+                theirs.append(other())
+    writer.close()
+    return ours, theirs
+
+
 def _one_client(
-    bench: Bench, rig: ServiceRig, job: Mapping[str, Any], what: str, seconds: float, bare: tuple[str, ...] | None
+    bench: Bench, wire: _Wire, what: str, peer: str, other: Callable[[], float], plus_ms: float
 ) -> None:
-    """One job after the other, and with rests between, which `bare` has too."""
-    wire = _Wire(rig, job)
-    bench.add(f"{what}, one client, one job after the other", "ms", asyncio.run(_drive(wire, 1, seconds)))
-    spaced = asyncio.run(_drive(wire, 1, seconds, pause_s=PAUSE_S))
-    if bare is None:
-        bench.add(f"{what}, one client, a job every {PAUSE_S * 1000:g} ms", "ms", spaced)
-        return
-    theirs = []
-    for _ in spaced:
-        time.sleep(PAUSE_S / 2)
-        theirs.append(run_once(bare).wall_ms)
-    more_ms = summarize(spaced).median - summarize(theirs).median
-    bench.add(
-        f"{what}, one client, a job every {PAUSE_S * 1000:g} ms",
-        "ms",
-        spaced,
-        peer=f"bare {' '.join(map(os.path.basename, bare[:2]))}",
-        theirs=theirs,
-        bound=Bound(what=f"at most bare + {PLUS_MS:g} ms", value=more_ms, limit=PLUS_MS),
-    )
+    """One job after the other, and with rests between."""
+    jobs = bench.times(JOBS, at_least=BLOCK)
+    for pattern, block, pause_s in (
+        ("one job after the other", BLOCK, 0.0),
+        (f"a job every {PAUSE_S * 1000:g} ms", 1, PAUSE_S),
+    ):
+        turns = bench.track(range(jobs // block), jobs // block, f"{what}, {pattern}")
+        ours, theirs = asyncio.run(_in_turn(wire, other, turns, block, pause_s))
+        more_ms = summarize(ours).median - summarize(theirs).median
+        bound = Bound(what=f"at most {plus_ms:g} ms more", value=more_ms, limit=plus_ms)
+        bench.add(f"{what}, one client, {pattern}", "ms", ours, peer=peer, theirs=theirs, bound=bound)
 
 
-def _all_clients(
-    bench: Bench, rig: ServiceRig, job: Mapping[str, Any], what: str, seconds: float, bare_rate: float | None
-) -> float:
-    wire = _Wire(rig, job)
-    before, started_s = _cpu_ms(rig), time.perf_counter()
-    samples = asyncio.run(_drive(wire, CLIENTS, seconds))
-    rate = len(samples) / (time.perf_counter() - started_s)
-    used = {role: (ms - before.get(role, 0.0)) / len(samples) for role, ms in _cpu_ms(rig).items()}
-    least = HELLO_RATE_MIN if bare_rate is None else PYTHON_SHARE_MIN * bare_rate
-    bench.add(
-        f"{what}, {CLIENTS} clients",
-        "1/s",
-        [rate],
-        peer=None if bare_rate is None else "bare python3 -c on all cores",
-        theirs=None if bare_rate is None else [bare_rate],
-        bound=Bound(what=f"at least {least:.0f}/s", value=rate, limit=least, at_least=True),
-        note=f"median {percentile(samples, 50):.1f} ms, p99 {percentile(samples, 99):.1f} ms",
-    )
-    parts = ", ".join(f"{role} {ms:.2f}" for role, ms in sorted(used.items(), key=lambda item: -item[1]))
-    total = sum(used.values())
-    bench.add(
-        f"{what}, CPU time of one job",
-        "ms CPU",
-        [total],
-        bound=Bound(what=f"at most {HELLO_CPU_MAX_MS:g} ms", value=total, limit=HELLO_CPU_MAX_MS)
-        if bare_rate is None
-        else None,
-        note=parts,
-    )
+class _Load:
+    """Seconds under all clients: jobs a second of each, the times of all jobs, and their CPU time by role."""
+
+    def __init__(self, rig: ServiceRig, wire: _Wire) -> None:
+        self._rig, self._wire = rig, wire
+        self.rates: list[float] = []
+        self.job_ms: list[float] = []
+        self._cpu_ms: dict[str, float] = defaultdict(float)
+
+    def drive(self, seconds: float) -> None:
+        before, started_s = _cpu_ms(self._rig), time.perf_counter()
+        samples = asyncio.run(_drive(self._wire, CLIENTS, seconds))
+        self.rates.append(len(samples) / (time.perf_counter() - started_s))
+        self.job_ms += samples
+        for role, ms in _cpu_ms(self._rig).items():
+            self._cpu_ms[role] += ms - before.get(role, 0.0)
+
+    def add_cpu_time(self, bench: Bench, what: str, bound_ms: float | None = None) -> None:
+        used = {role: ms / len(self.job_ms) for role, ms in self._cpu_ms.items()}
+        total = sum(used.values())
+        bound = None if bound_ms is None else Bound(what=f"at most {bound_ms:g} ms", value=total, limit=bound_ms)
+        parts = ", ".join(f"{role} {ms:.2f}" for role, ms in sorted(used.items(), key=lambda item: -item[1]))
+        bench.add(f"{what}, CPU time of one job", "ms CPU", [total], bound=bound, note=parts)
+
+    @property
+    def note(self) -> str:
+        median, p99 = (percentile(self.job_ms, percent) for percent in (50, 99))
+        return f"each a rate of {ROUND_S:g} s; median of a job {median:.1f} ms, p99 {p99:.1f} ms"
+
+
+def _hellos(bench: Bench, rig: ServiceRig, wire: _Wire) -> float:
+    load, seconds = _Load(rig, wire), ROUND_S * min(1.0, bench.times(10, at_least=2) / 10)
+    for _ in bench.track(range(ROUNDS), ROUNDS, f"{_HELLO}, {CLIENTS} clients"):
+        load.drive(seconds)
+    rate = summarize(load.rates).median
+    bound = Bound(what=f"at least {HELLO_RATE_MIN:g}/s", value=rate, limit=HELLO_RATE_MIN, at_least=True)
+    bench.add(f"{_HELLO}, {CLIENTS} clients", "1/s", load.rates, bound=bound, note=load.note)
+    load.add_cpu_time(bench, _HELLO, HELLO_CPU_MAX_MS)
     return rate
 
 
-def _half(bench: Bench, rig: ServiceRig, job: Mapping[str, Any], rate: float, seconds: float) -> None:
-    samples = asyncio.run(_drive(_Wire(rig, job), CLIENTS, seconds, pause_s=CLIENTS / rate))
+def _pythons(bench: Bench, rig: ServiceRig, wire: _Wire) -> None:
+    load, seconds = _Load(rig, wire), ROUND_S * min(1.0, bench.times(10, at_least=2) / 10)
+    bare: list[float] = []
+    for _ in bench.track(range(ROUNDS), ROUNDS, f"{_PYTHON}, {CLIENTS} clients, and bare"):
+        load.drive(seconds)
+        bare.append(_bare_rate(seconds))
+    share = ratio(summarize(load.rates).median, summarize(bare).median)
+    bench.add(
+        f"{_PYTHON}, {CLIENTS} clients",
+        "1/s",
+        load.rates,
+        peer=f"{_INTERPRETER} on all cores",
+        theirs=bare,
+        bound=Bound(what=f"at least {PYTHON_SHARE_MIN:g} x bare", value=share, limit=PYTHON_SHARE_MIN, at_least=True),
+        note=load.note,
+    )
+    load.add_cpu_time(bench, _PYTHON)
+
+
+def _half(bench: Bench, wire: _Wire, rate: float) -> None:
+    seconds = ROUNDS * ROUND_S * min(1.0, bench.times(10, at_least=1) / 10)
+    samples = asyncio.run(_drive(wire, CLIENTS, seconds, pause_s=CLIENTS / rate))
     times = percentile(samples, 99) / percentile(samples, 50)
     bench.add(
         "hello without libc, at half of that rate",
