@@ -100,6 +100,7 @@ class Pool:
         """One that is built, else one that is being built; None: there is neither."""
         if self._closed:
             return None
+        self._forget_those_that_end()
         prepared = self._prepared[policy]
         sandbox = next((one for one in prepared if one.state is State.READY), None)
         if sandbox is None:
@@ -145,6 +146,13 @@ class Pool:
         for name, prepared in self._prepared.items():
             while len(prepared) > self._shares.targets[name]:
                 self._end_oldest(prepared)
+
+    def _forget_those_that_end(self) -> None:
+        """One whose cgroup the kernel keeps may never be gone: it takes nobody's place."""
+        for prepared in self._prepared.values():
+            prepared[:] = [one for one in prepared if one.state < State.ENDING]
+        if self._under_construction is not None and self._under_construction.state >= State.ENDING:
+            self._under_construction = None
 
     def _end_oldest(self, prepared: list[Sandbox]) -> None:
         sandbox = prepared.pop(0)

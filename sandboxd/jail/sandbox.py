@@ -60,6 +60,8 @@ OOM_CHECK_MAX_S = 0.1
 TEAR_DOWN_DELAY_S = 0.003
 REMOVE_RETRY_S = 0.005
 REMOVE_DEADLINE_S = 5.0
+STUCK_RETRY_S = 5.0
+"""How often a cgroup that could not be removed until then is tried again."""
 
 
 class State(enum.IntEnum):
@@ -138,6 +140,7 @@ class Sandbox:
         self._cpu_check_s = CPU_CHECK_MIN_S
         self._oom_check_s = OOM_CHECK_S
         self._remove_deadline = 0.0
+        self._is_stuck = False
         self._answered = False
         self._torn_down = False
         self._denied: DeniedCalls | None = None
@@ -595,7 +598,7 @@ class Sandbox:
         self._after(KILL_RETRY_S, self._insist, State.OVER)
 
     def _remove(self) -> None:
-        """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and said so."""
+        """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and told once."""
         self._cancel_timers()
         if not self._answered:  # a thread still takes its files out
             return
@@ -620,7 +623,10 @@ class Sandbox:
         elif time.monotonic() < self._remove_deadline:
             self._after(REMOVE_RETRY_S, self._remove, State.OVER)
         else:
-            log.error("cgroup stays, and its uid slot stays taken", slot=self._slot)
+            if not self._is_stuck:
+                log.error("cgroup stays, and its uid slot stays taken", slot=self._slot)
+            self._is_stuck = True
+            self._after(STUCK_RETRY_S, self._remove, State.OVER)
 
     def _after(self, delay_s: float, callback: Callable[[], None], state: State) -> None:
         """Calls back after `delay_s` if the sandbox is still in `state`. One timer for each callback."""

@@ -46,6 +46,11 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int 
     return _checked(number, f"openat2({raw!r})")
 
 
+def set_child_subreaper(*, on: bool) -> None:
+    """prctl(2) PR_SET_CHILD_SUBREAPER: whether descendants whose parent ended become this process's own children."""
+    _checked(_libc.prctl(ctypes.c_int(abi.PR_SET_CHILD_SUBREAPER), ctypes.c_ulong(on)), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
 def landlock_abi() -> int | None:
     """Version of the Landlock ABI (landlock(7)); None where the kernel has none."""
     number = _syscall(
