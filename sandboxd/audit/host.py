@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import msgspec
 from sandboxd.audit.target import LauncherTarget
 from sandboxd.errors import LauncherUnavailable
 from sandboxd.instance import Instance
-from sandboxd.jail import slots
+from sandboxd.jail import slots, syscalls
 from sandboxd.jail.cgroups import LAUNCHER_LEAF, field
 from sandboxd.jail.sweeper import RECORD
 from sandboxd.spec import MIB, Struct
@@ -67,6 +67,8 @@ class JobTraces(Struct, frozen=True, kw_only=True):
     slots: tuple[int, ...]
     processes: tuple[int, ...]
     """Of a job's users, whatever cgroup they are in."""
+    orphans: tuple[str, ...]
+    """What a launcher started and did not wait for, whoever it is: it is this process's child then (`adopting`)."""
     helpers: int
     """The launcher's children but those of sandboxes that wait: its spawner, and what is being built."""
     mounts: tuple[str, ...]
@@ -97,10 +99,12 @@ class Machine(Struct, frozen=True, kw_only=True):
     """That some process is in."""
     sysv: int
     root_keys: int
+    root_files: int
+    """Where everybody may write, and in the service's folders."""
 
 
-MACHINE_GROWTH_MAX = 200
-"""Of each of them, or half the number of jobs where that is more: others on the machine make some, too."""
+MACHINE_GROWTH_MAX = 50
+"""Of each of them, or a tenth of the number of jobs where that is more: others on the machine make some, too."""
 
 
 class KernelLog:
@@ -142,6 +146,7 @@ def job_traces(target: LauncherTarget) -> JobTraces:
     return JobTraces(
         cgroups=tuple(sorted(map(str, _cgroups(instance, waiting)))),
         slots=tuple(_claimed(instance, owners, waiting)),
+        orphans=tuple(orphans()),
         helpers=_helpers(launcher, waiting),
         mounts=tuple(
             line
@@ -158,7 +163,7 @@ def _of_users(instance: Instance, ignored: AbstractSet[int]) -> dict[str, Any]:
     """The fields of `JobTraces` that are found by a job's user, but those of ignored slots."""
     return {
         "processes": tuple(_processes(ignored)),
-        "files": (*_owned_below(ignored, _SHARED_MEMORY, _QUEUES), *os.listdir(instance.run_dir)),
+        "files": (*_jobs_files(ignored, _SHARED_MEMORY, _QUEUES), *os.listdir(instance.run_dir)),
         "sysv": tuple(_sysv(ignored)),
         "keys": tuple(_keys(ignored)),
     }
@@ -186,7 +191,7 @@ def found_before() -> list[str]:
     """What jobs of former days left, in words: nobody's now, and no finding of this audit."""
     owned = frozenset(slots.claimed())
     return [
-        *(f"file {path}" for path in _owned_below(owned, _SHARED_MEMORY, _QUEUES)),
+        *(f"file {path}" for path in _jobs_files(owned, _SHARED_MEMORY, _QUEUES)),
         *_sysv(owned),
         *(f"keys of uid {uid}" for uid in _keys(owned)),
     ]
@@ -292,12 +297,13 @@ def machine() -> Machine:
             for line in Path("/proc/key-users").read_text().splitlines()
             if line.split(":")[0].strip() == "0"
         ),
+        root_files=sum(1 for _ in _owned_below(lambda uid: uid == 0, *_WRITABLE)),
     )
 
 
 def machine_changes(before: Machine, after: Machine, jobs: int) -> list[str]:
     """What there is more of than others on the machine can have made, in words."""
-    most = max(MACHINE_GROWTH_MAX, jobs // 2)
+    most = max(MACHINE_GROWTH_MAX, jobs // 10)
     return [
         f"{more} more {name.replace('_', ' ')} on the machine"
         for name in Machine.__struct_fields__
@@ -314,7 +320,7 @@ def _namespaces() -> Iterator[str]:
 
 def foreign_files() -> frozenset[str]:
     """Files of any job's user where everybody may write, and in the service's folders."""
-    return frozenset(_owned_below(frozenset(), *_WRITABLE))
+    return frozenset(_jobs_files(frozenset(), *_WRITABLE))
 
 
 def sandbox_cgroups(instance: Instance) -> list[Path]:
@@ -360,6 +366,27 @@ def _processes(ignored: AbstractSet[int]) -> list[int]:
                 if _is_jobs(entry.stat().st_uid, ignored):
                     found.append(int(entry.name))
     return found
+
+
+@contextlib.contextmanager
+def adopting() -> Iterator[None]:
+    """Meanwhile what a launcher leaves running becomes a child of this process, and is seen so."""
+    syscalls.set_child_subreaper(on=True)
+    try:
+        yield
+    finally:
+        syscalls.set_child_subreaper(on=False)
+
+
+def orphans() -> Iterator[str]:
+    """This process's children but launchers: those of its own are there before a run as well as after it."""
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                    if b"launcher" not in words:
+                        yield f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})"
 
 
 def _helpers(launcher: int, waiting: AbstractSet[int]) -> int:
@@ -424,14 +451,19 @@ def _is_jobs(uid: int, ignored: AbstractSet[int]) -> bool:
     return slots.FIRST_ID <= uid < slots.LAST_ID and slots.number_of(uid) not in ignored
 
 
-def _owned_below(ignored: AbstractSet[int], *tops: str) -> Iterator[str]:
+def _jobs_files(ignored: AbstractSet[int], *tops: str) -> Iterator[str]:
     """What belongs to a job's user."""
+    return _owned_below(lambda uid: _is_jobs(uid, ignored), *tops)
+
+
+def _owned_below(is_one: Callable[[int], bool], *tops: str) -> Iterator[str]:
+    """Files and folders whose owner is one of those."""
     for top in tops:
         for folder, names, files in os.walk(top):
             for name in (*names, *files):
                 path = os.path.join(folder, name)
                 with contextlib.suppress(OSError):
-                    if _is_jobs(os.lstat(path).st_uid, ignored):
+                    if is_one(os.lstat(path).st_uid):
                         yield path
 
 

@@ -134,11 +134,13 @@ def audit(
     begin, machine = time.monotonic(), host.machine()
     groups = sorted(_grouped(plan(cases, quick=quick)), key=len, reverse=True)
     with (
+        host.adopting(),
         _state_root() as state_root,
         Routed() as routed,
         ThreadPoolExecutor(_AT_ONCE) as threads,
         ExitStack() as stack,
     ):
+        orphans = set(host.orphans())
         auditor = stack.enter_context(_Auditor(state_root, routed, on_run, prepared=prepared))
         unseen = [f"was there before: {what}" for what in host.found_before()]
         unseen += [] if host.KernelLog().is_readable else ["the kernel's log: /dev/kmsg may not be read"]
@@ -147,12 +149,14 @@ def audit(
         done = list(threads.map(auditor.audit, range(len(groups)), groups))
         findings = soak.soak(state_root, routed, cases, soak_jobs, on_job, prepared=prepared) if soak_jobs else ()
         beside = neighbours.neighbours(state_root, routed, on_job, prepared=prepared) if together else ()
+        left = sorted(set(host.orphans()) - orphans)
     rows = [row for group in done for row in group.rows]
     rows += [_finding_row(finding, SOAK) for finding in findings]
     rows += [_finding_row(finding, NEIGHBOURS) for finding in beside]
     rows += [_finding_row(_image_finding(content), IMAGE)] if together else []
     rows.append(_finding_row(_filter_finding(), FILTER))
     found = [change for group in done for change in group.changes]
+    found += [f"a launcher left a process: {orphan}" for orphan in left]
     found += ["the image changed: a file's inode, times or mode"] if image.tree_digest() != tree else []
     found += host.machine_changes(machine, host.machine(), len(rows) + soak_jobs)
     found += [f"a job's user left {path}" for path in sorted(host.foreign_files() - files)]

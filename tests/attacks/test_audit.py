@@ -270,6 +270,27 @@ def process(user: int, *command: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def left_running(user: int) -> Iterator[None]:
+    """A process whose parent has ended."""
+    make = ("/usr/bin/setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--")
+    made = subprocess.run(
+        [*make, "/bin/sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True, check=True
+    )
+    try:
+        yield
+    finally:
+        os.kill(int(made.stdout), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def adopted(user: int) -> Iterator[None]:
+    """The same, and this process is told of it."""
+    with host.adopting(), left_running(user):
+        yield
+    os.wait()
+
+
+@contextlib.contextmanager
 def file_of(path: Path, user: int = USER) -> Iterator[None]:
     path.touch()
     os.chown(path, user, user)
@@ -327,6 +348,7 @@ def cgroup_of(target: LauncherTarget, name: str) -> Path:
 
 LEFT: dict[str, Callable[[LauncherTarget], contextlib.AbstractContextManager[object]]] = {
     "processes": lambda _: process(USER),
+    "orphans": lambda _: adopted(0),
     "cgroups slot-4242": lambda target: folder(cgroup_of(target, "slot-4242")),
     "cgroups other": lambda target: folder(cgroup_of(target, "other")),
     "mounts": lambda target: pinned_namespace(target.run_dir.parent / "left-by-a-test"),
@@ -375,7 +397,12 @@ def test_what_one_run_left_for_ever_is_no_finding_of_the_next(
 
 def test_what_others_have_on_the_host_is_not_looked_at(target: LauncherTarget, tmp_path: Path) -> None:
     before = host.before(target)
-    with process(0), process(65534), file_of(Path("/dev/shm/left-by-a-test"), 65534), folder(tmp_path / "folder"):
+    with (
+        left_running(0),
+        left_running(65534),
+        file_of(Path("/dev/shm/left-by-a-test"), 65534),
+        folder(tmp_path / "folder"),
+    ):
         assert host.left_behind(target, before) == ""
 
 
@@ -450,8 +477,8 @@ def test_what_root_is_left_with_by_every_job_is_noticed() -> None:
         after = host.machine()
     finally:
         subprocess.run(["ipcrm", *(word for number in made.stdout.split() for word in ("-m", number))], check=True)
-    assert host.machine_changes(before, after, jobs=2 * more - 2) == [f"{more} more sysv on the machine"]
-    assert host.machine_changes(before, after, jobs=2 * more) == []
+    assert host.machine_changes(before, after, jobs=10 * (more - 1)) == [f"{more} more sysv on the machine"]
+    assert host.machine_changes(before, after, jobs=10 * more) == []
 
 
 def test_a_pipe_that_nobody_reads_is_no_finding() -> None:
