@@ -75,7 +75,8 @@ class Table(Struct, frozen=True, kw_only=True):
     answers: tuple[str, ...] = ()
     """What the program may say last; empty: anything but `succeeded`."""
     at_least: int | None = None
-    """The word before the last is how many of something the program made: the flood must have been one."""
+    at_most: int | None = None
+    """The word before the last is how many of something the program made: the flood must have been one, and ended."""
     verdicts: tuple[Verdict, ...] = (Verdict.OK,)
     exit_code_is_arg: int | None = None
     signal_is_arg: int | None = None
@@ -84,7 +85,8 @@ class Table(Struct, frozen=True, kw_only=True):
     cpu_time_s: tuple[float, float] | None = None
     wall_time_s: tuple[float, float] | None = None
     memory_peak_bytes: tuple[int, int] | None = None
-    """Inclusive ranges of what is measured."""
+    output_bytes: tuple[int, int] | None = None
+    """Inclusive ranges of what is measured; of the output, that of the stream with more."""
     processes_peak_max: int | None = None
     limits: dict[str, int | float] = msgspec.field(default_factory=dict)
     env: dict[str, str] = msgspec.field(default_factory=dict)

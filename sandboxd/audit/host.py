@@ -32,6 +32,8 @@ DYING_CGROUPS_MAX = 64
 KERNEL_LOG_MAX_LINES = 1000
 """Of one run and what the other launcher's jobs do meanwhile. One memory limit that strikes takes a hundred; the kernel
 limits their rate."""
+KERNEL_LOG_LINES_OF_A_RUN = 10
+"""On the average of all; others on the machine write, too."""
 GLOBAL_OOM = b"constraint=CONSTRAINT_NONE"
 """What the kernel writes when the host itself ran out of memory, not a cgroup (mm/oom_kill.c)."""
 _IN_SLOT = re.compile(r"/slot-(\d+)(?:/|$)")
@@ -39,6 +41,8 @@ _SLOT = re.compile(r"slot-(\d+)")
 _REST_S = 5.0
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _NO_RIGHTS = {"NoNewPrivs": "1", "Seccomp": "2", "Groups": ""}
+_LIMIT_MAX = 1 << 40
+"""More than that is no limit."""
 _PATIENT = 10
 """After so many findings a job gets that part of the moment."""
 _SYSCTL = Path("/proc/sys")
@@ -284,7 +288,20 @@ def rights(target: LauncherTarget) -> list[str]:
                 found.append(f"{status['Name']}: {', '.join(held)}")
             uid = status["Uid"].split()[0]
             uids.setdefault(slots.number_of(int(uid)), set()).add(uid)
-    return found + [f"slot {number}: PID 1 has its program's uid" for number, seen in uids.items() if len(seen) < 2]
+    found += [f"slot {number}: PID 1 has its program's uid" for number, seen in uids.items() if len(seen) < 2]
+    return found + list(_unlimited(target.instance))
+
+
+def _unlimited(instance: Instance) -> Iterator[str]:
+    """Cgroups of sandboxes that have no limit of their own, whatever else would stop their programs."""
+    leaves = sandbox_cgroups(instance)
+    for names in (("pids.max",), ("memory.max", "memory.limit_in_bytes")):
+        files = [leaf / name for leaf in leaves for name in names if (leaf / name).exists()]
+        if leaves and not files:
+            yield f"no cgroup of a sandbox has {' or '.join(names)}"
+        for file in files:
+            if (limit := file.read_text().strip()) == "max" or int(limit) > _LIMIT_MAX:
+                yield f"{file.parent.name}: {file.name} is {limit}"
 
 
 def machine() -> Machine:

@@ -84,7 +84,11 @@ def judge(case: Case, seen: Observation) -> Judged:
         return Judged(state=State.DIFFERS, evidence=f"{_said(seen)}, expected {' or '.join(case.table.answers)}")
     if case.table.at_least is not None and (seen.count or 0) < case.table.at_least:
         return Judged(state=State.DIFFERS, evidence=f"made {seen.count}, expected at least {case.table.at_least}")
-    return Judged(state=State.HELD, evidence=seen.answer or seen.reason)
+    if case.table.at_most is not None and (seen.count or 0) > case.table.at_most:
+        return Judged(state=State.BROKEN, evidence=f"made {seen.count}, expected at most {case.table.at_most}")
+    # Where any word will do, the verdict is what counts.
+    evidence = seen.answer if case.table.answers else seen.reason or seen.answer
+    return Judged(state=State.HELD, evidence=evidence)
 
 
 def judge_without(case: Case, layer: str, seen: Observation) -> Judged:
@@ -136,6 +140,7 @@ def _wrong(case: Case, seen: Observation, facts: Facts) -> str:
         ("CPU time", facts.cpu_time_ns / NANOSECONDS, table.cpu_time_s),
         ("wall time", facts.wall_time_ns / NANOSECONDS, table.wall_time_s),
         ("memory peak", facts.memory_peak_bytes, table.memory_peak_bytes),
+        ("output", max(facts.stdout_bytes, facts.stderr_bytes), table.output_bytes),
     ):
         if bounds is not None and not bounds[0] <= value <= bounds[1]:
             return f"{name} {value:g}, expected {bounds[0]:g} to {bounds[1]:g}"

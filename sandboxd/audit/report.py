@@ -38,7 +38,8 @@ def markdown(report: Report) -> str:
     """The whole page."""
     if report.against != OURS:
         return "\n".join(_compared(report)) + "\n"
-    return "\n".join((*_head(report), *_depth(report), *_cases(report), *_controls(report), *_tail())) + "\n"
+    parts = _head(report), _depth(report), _cases(report), _controls(report), _uncontrolled(report), _tail()
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def summary(report: Report) -> str:
@@ -47,6 +48,9 @@ def summary(report: Report) -> str:
     held = counts.pop(State.HELD, 0)
     others = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
     changes = f"{len(report.changes)} changes of the host"
+    cases = [row for row in report.rows if row.walls == ALL_WALLS]
+    without = sum(bool(row.uncontrolled) for row in cases)
+    changes += f"; {without} of {len(cases)} cases have no control" if without else ""
     return f"{held} of {len(report.rows)} runs held{others}; {changes}; {report.seconds:g} s"
 
 
@@ -101,7 +105,8 @@ def _depth(report: Report) -> Iterator[str]:
     """Severity by layer taken away: how many cases held of how many that ran."""
     yield "## Depth: one wall taken away"
     yield ""
-    yield "Cases that would be an escape, a leak of the host's or a way out: each with that wall off."
+    yield "Cases that would be an escape, a leak of the host's or a way out: each with that wall off. Of the others"
+    yield "those that another wall is meant to stop there."
     yield "In brackets: those of which a control shows that walls decide; the others (a file that is not there, a"
     yield "read-only mount) hold for every right."
     yield ""
@@ -143,6 +148,20 @@ def _controls(report: Report) -> Iterator[str]:
     for row in report.rows:
         if row.walls.startswith(CONTROL):
             yield _line(row, row.walls.partition(": ")[2], row.state, row.evidence)
+    yield ""
+
+
+def _uncontrolled(report: Report) -> Iterator[str]:
+    rows = [row for row in report.rows if row.walls == ALL_WALLS and row.uncontrolled]
+    yield f"## Cases without a control: {len(rows)}"
+    yield ""
+    yield "That they can fail is not shown by this page, or only by other cases of their name."
+    yield ""
+    yield "| why | cases |"
+    yield "|---|---|"
+    for why in dict.fromkeys(row.uncontrolled for row in rows):
+        names = Counter(f"{row.topic}: {row.case.split(' ')[0]}" for row in rows if row.uncontrolled == why)
+        yield f"| {_cell(why)} | {', '.join(f'{_cell(name)} ({count})' for name, count in names.items())} |"
     yield ""
 
 

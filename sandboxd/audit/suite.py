@@ -53,6 +53,8 @@ class Row(Struct, frozen=True, kw_only=True):
     """`all walls`, `control: LAYERS`, `without: LAYER`, or the name of what is no sandbox of ours."""
     decided_by: tuple[str, ...] = ()
     """The walls without which the attack works, as its control shows."""
+    uncontrolled: str = ""
+    """Why there is no control."""
     state: State
     evidence: str
 
@@ -141,6 +143,7 @@ def audit(
         ExitStack() as stack,
     ):
         orphans = set(host.orphans())
+        log = stack.enter_context(contextlib.closing(host.KernelLog()))
         auditor = stack.enter_context(_Auditor(state_root, routed, on_run, prepared=prepared))
         unseen = [f"was there before: {what}" for what in host.found_before()]
         unseen += [] if host.KernelLog().is_readable else ["the kernel's log: /dev/kmsg may not be read"]
@@ -150,6 +153,7 @@ def audit(
         findings = soak.soak(state_root, routed, cases, soak_jobs, on_job, prepared=prepared) if soak_jobs else ()
         beside = neighbours.neighbours(state_root, routed, on_job, prepared=prepared) if together else ()
         left = sorted(set(host.orphans()) - orphans)
+        lines = len(log.new_lines())
     rows = [row for group in done for row in group.rows]
     rows += [_finding_row(finding, SOAK) for finding in findings]
     rows += [_finding_row(finding, NEIGHBOURS) for finding in beside]
@@ -157,6 +161,8 @@ def audit(
     rows.append(_finding_row(_filter_finding(), FILTER))
     found = [change for group in done for change in group.changes]
     found += [f"a launcher left a process: {orphan}" for orphan in left]
+    if lines > host.KERNEL_LOG_MAX_LINES + host.KERNEL_LOG_LINES_OF_A_RUN * (len(rows) + soak_jobs):
+        found.append(f"{lines} lines in the kernel's log")
     found += ["the image changed: a file's inode, times or mode"] if image.tree_digest() != tree else []
     found += host.machine_changes(machine, host.machine(), len(rows) + soak_jobs)
     found += [f"a job's user left {path}" for path in sorted(host.foreign_files() - files)]
@@ -301,6 +307,7 @@ def _row_of(run: Run, judged: Judged) -> Row:
         source=run.case.table.source,
         walls=run.walls,
         decided_by=run.case.table.control,
+        uncontrolled=run.case.table.uncontrolled,
         state=judged.state,
         evidence=judged.evidence,
     )

@@ -72,7 +72,10 @@ def command(
     if against != report.OURS and (quick or prepared or soak_jobs):
         raise InputError("against", "--quick, --prepared and --soak are of our own sandbox")
     if page is not None:
-        page.open("ab").close()  # what is wrong with it is told before anything runs
+        try:
+            page.open("ab").close()  # what is wrong with it is told before anything runs
+        except OSError as error:
+            raise InputError("report", f"{page} cannot be written: {error.strerror}") from None
     ensure_delegated()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
@@ -90,7 +93,7 @@ def command(
     if page is not None:
         page.write_text(report.markdown(found), encoding="utf-8")
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        click.echo(msgspec.json.encode(msgspec.to_builtins(found) | {"is_green": found.is_green}))
     elif against == report.OURS:
         _print(found)
     else:

@@ -598,7 +598,7 @@ class Sandbox:
         self._after(KILL_RETRY_S, self._insist, State.OVER)
 
     def _remove(self) -> None:
-        """rmdir of the cgroup proves that it is empty; only then is the slot free. A stuck one is kept, and told once."""
+        """rmdir of the cgroup proves that it is empty; only then is the slot free. One that stays is tried again."""
         self._cancel_timers()
         if not self._answered:  # a thread still takes its files out
             return

@@ -156,7 +156,9 @@ def test_one_whose_cgroup_stays_takes_nobodys_place_and_its_slot_comes_back(own_
     own_launcher.prepared = 1
     own_launcher.start()
     assert own_launcher.run(("true",)).verdict == "ok"
-    wait_for(lambda: len(waiting_slots(own_launcher.instance)) == 1 and not own_launcher.slots(), "the pool is not full")
+    wait_for(
+        lambda: len(waiting_slots(own_launcher.instance)) == 1 and not own_launcher.slots(), "the pool is not full"
+    )
     (slot,) = waiting_slots(own_launcher.instance)
     record = msgspec.json.decode((own_launcher.instance.run_dir / RECORD).read_bytes(), type=list[str])
     if len(record) == 1:

@@ -65,6 +65,23 @@ elif how == "burn-auto-reaped":
             burn(0.05)
             os._exit(0)
         time.sleep(0.05)
+elif how == "use":
+    burn(0.3 - time.process_time())
+    print("used")
+elif how in ("use-waited", "use-unwaited"):
+    if how == "use-unwaited":
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(3):
+        if os.fork() == 0:
+            burn(0.09)
+            os._exit(0)
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            break
+    burn(0.03 - time.process_time())
+    print("used")
 elif how == "sleep":
     time.sleep(60)
 elif how == "stop":
@@ -81,6 +98,12 @@ elif how == "oom-child":
         eat()
     os.wait()
     os._exit(0)
+elif how == "oom-parent-stays":
+    if os.fork() == 0:
+        eat()
+    os.wait()
+    time.sleep(3)
+    print("succeeded")
 elif how == "oom-self":
     eat()
 elif how == "oom-shared":

@@ -54,6 +54,12 @@ static void other_thread(void) /* another thread becomes the process, in a new p
 
 static void at_once(void) { _exit(number); }
 
+static void rest(void)
+{
+    usleep(number * 1000);
+    _exit(0);
+}
+
 static void vfork_parent(void) /* waits where only a kill reaches it, for a child that never lets go */
 {
     if (vfork() == 0)
@@ -99,7 +105,7 @@ int main(int argc, char **argv)
 {
     static const struct { const char *name; void (*end)(void); } ends[] = {
         {"signal", by_signal}, {"last-thread", last_thread}, {"other-thread", other_thread}, {"exit", at_once},
-        {"vfork-parent", vfork_parent}, {"burn-threads", burn_threads}, {"burn-kernel", burn_kernel}, {"burn-unwaited", burn_unwaited},
+        {"rest", rest}, {"vfork-parent", vfork_parent}, {"burn-threads", burn_threads}, {"burn-kernel", burn_kernel}, {"burn-unwaited", burn_unwaited},
     };
     number = argc > 2 ? atoi(argv[2]) : 0;
     arguments = argv;

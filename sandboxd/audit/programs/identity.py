@@ -55,15 +55,25 @@ def mounts():
 
 def limits():
     """Backstops behind the cgroup's limits, and who is killed first when the host itself is out of memory."""
+    most = {resource.RLIMIT_CORE: 1, resource.RLIMIT_MEMLOCK: 64 << 20, resource.RLIMIT_SIGPENDING: 1024}
     finite = (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE)
-    found = {number: resource.getrlimit(number) for number in (*finite, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)}
+    found = {number: resource.getrlimit(number) for number in (*finite, *most)}
     with open("/proc/self/oom_score_adj") as file:
         score = int(file.read())
     print(found, score)
     unbounded = any(found[number][1] == resource.RLIM_INFINITY for number in finite)
-    return (
-        unbounded or found[resource.RLIMIT_CORE][1] > 1 or found[resource.RLIMIT_MEMLOCK][1] > 64 << 20 or score != 1000
-    )
+    return unbounded or any(found[number][1] > value for number, value in most.items()) or score != 1000
+
+
+def modes():
+    """What a program makes is its own to open to others; nothing of it is dumped; nobody else writes where it works."""
+    umask = os.umask(0)
+    found = {path: (oct(os.stat(path).st_mode), os.stat(path).st_uid == os.getuid()) for path in ("/tmp", "/box")}
+    with open("/proc/self/coredump_filter") as file:
+        dumped = int(file.read(), 16)
+    print(oct(umask), found, dumped, os.getsid(0), os.getpgid(0))
+    wanted = {"/tmp": ("0o41777", False), "/box": ("0o40755", True)}
+    return umask != 0o022 or found != wanted or dumped != 0 or os.getsid(0) == 0
 
 
 def descriptors():

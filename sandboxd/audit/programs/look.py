@@ -125,6 +125,17 @@ def host_name():
     return os.uname().nodename != "sandbox" or socket.gethostname() != "sandbox"
 
 
+def variables():
+    """What the environment was at the first moment: these and nothing else."""
+    if own and "TOKEN" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TOKEN": "secret"})
+    found = dict(word.split("=", 1) for word in own_files("environ").split("\0") if word)
+    home = {"HOME": "/box", "USER": "sandbox", "LOGNAME": "sandbox"}
+    known = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **home}
+    print({name: value for name, value in found.items() if known.get(name) != value})
+    return found != known
+
+
 def clocks():
     """How long the host has been up."""
     offsets = [line.split()[1:] for line in own_files("timens_offsets").splitlines()]
