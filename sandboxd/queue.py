@@ -24,7 +24,8 @@ from sandboxd.store import JobRecord, Store, redis_errors
 log = structlog.get_logger()
 
 ALLOWED_FUNCTION = "workers.tasks.run_job"
-"""The only function a worker runs; everything else found in the queue is refused and logged."""
+"""The only function that is named in the queue. A worker runs no other whatever is named there: it looks at no more
+than the id, and refuses and logs what is no job of ours."""
 JOB_TIMEOUT_S = 600
 """Told to RQ for its own bookkeeping. The limits of a job are the launcher's to enforce."""
 

@@ -35,7 +35,7 @@ from sandboxd import document, watchdog
 from sandboxd.document import now_rfc3339
 from sandboxd.errors import InternalError, StoreFull, StoreUnavailable
 from sandboxd.execution import Ended, no_result
-from sandboxd.queue import ALLOWED_FUNCTION, JobQueue
+from sandboxd.queue import JobQueue
 from sandboxd.result import Verdict
 from sandboxd.store import RUN_BELOW, Claim, redis_errors
 from workers.bury import recover
@@ -73,11 +73,6 @@ class SandboxWorker(LeanWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Claim, run, finish. What goes wrong with a job is its result; SystemExit when told to stop at once, and when
         Redis takes nothing: the job is then given back by who is started in this worker's place."""
-        if not self._is_allowed(job):
-            # Somebody else wrote to the queue. What he wants to be called is not even looked up.
-            log.error("refused: not a job of this service", rq_job=job.id)
-            self.discard(job.id)
-            return
         try:
             self._execute(job, queue)
         except StoreFull:
@@ -90,6 +85,9 @@ class SandboxWorker(LeanWorker):
         execution, claim = self._begin(job, queue)
         try:
             if claim.state != "queued":
+                if not claim.state:
+                    # Somebody else wrote to the queue, or it expired. What he wants to be called is never looked up.
+                    log.error("refused: not a job of this service", rq_job=job.id)
                 self._drop(job, execution, claim.state)
                 return
             attempt, ended = self._run(job, execution, claim)
@@ -106,12 +104,6 @@ class SandboxWorker(LeanWorker):
         with self._lock, contextlib.suppress(BlockingIOError):
             self._running = job_id
             os.eventfd_read(self._cancel_fd)
-
-    def _is_allowed(self, job: Job) -> bool:
-        try:
-            return job.func_name == ALLOWED_FUNCTION
-        except Exception:  # whatever its data makes the decoder raise: it is not ours
-            return False
 
     def _begin(self, job: Job, queue: Queue) -> tuple[Execution, Claim]:
         """One transaction: our claim, and what RQ's `prepare_execution` and `prepare_job_execution` record."""
