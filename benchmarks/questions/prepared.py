@@ -1,8 +1,9 @@
 """What a sandbox costs that was built before its job came: from the request on the launcher's socket to the answer.
 
-Each job finds a full pool, and is followed by a bare run of the same program. What has to travel shows in the three
-programs: one of 762 KB and one of 9 KB that come with their job, and one that the image has. Then bursts, in which a
-job finds what the one before it left: the launcher builds the next sandbox beside the jobs from the third on.
+Each job finds a full pool (of `--prepared 16`, more than is usual on two cores), and is followed by a bare run of the
+same program. What has to travel shows in the three programs: one of 762 KB and one of 9 KB that come with their job,
+and one that the image has. Then bursts, in which a job finds what the one before it left: the launcher builds the next
+sandbox beside the jobs from the third on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 
 import msgspec
 
-from benchmarks.bare import run_once
+from benchmarks.bare import Timed, run_once
 from benchmarks.bench import Bench, timed_ms
 from benchmarks.report import Bound
 from benchmarks.rig import LauncherRig, NotMeasured, require_exit, running_launcher
@@ -70,16 +71,29 @@ def _alone(
     bench: Bench, rig: LauncherRig, stage: StageSpec, command: tuple[str, ...], what: str, *, bounded: bool = False
 ) -> None:
     ours: list[float] = []
-    bare: list[float] = []
+    bare: list[Timed] = []
     samples = bench.times(SAMPLES, at_least=10)
+    rig.await_prepared(PREPARED)
+    cpu_ms = rig.cpu_ms()
     for _ in bench.track(range(samples), samples, what):
-        rig.await_prepared(PREPARED)
         ours.append(_sandboxed(rig, stage))
         rig.await_prepared(PREPARED)
-        bare.append(run_once(command).wall_ms)
-    times = ratio(summarize(ours).median, summarize(bare).median)
+        bare.append(run_once(command))
+    cpu_ms = (rig.cpu_ms() - cpu_ms) / samples
+    bare_ms = [timed.wall_ms for timed in bare]
+    times = ratio(summarize(ours).median, summarize(bare_ms).median)
     bound = Bound(what=f"at most {TIMES_BARE_MAX} x bare", value=times, limit=TIMES_BARE_MAX) if bounded else None
-    bench.add(f"{what}, prepared", "ms", ours, peer=BARE, theirs=bare, bound=bound)
+    bench.add(
+        f"{what}, prepared",
+        "ms",
+        ours,
+        ours_cpu_ms=cpu_ms,
+        peer=BARE,
+        theirs=bare_ms,
+        theirs_cpu_ms=sum(timed.cpu_ms for timed in bare) / samples,
+        bound=bound,
+        note="CPU: launcher and sandboxes, the next one's building among it" if bounded else "",
+    )
 
 
 def _bursts(bench: Bench, rig: LauncherRig, stage: StageSpec) -> None:
