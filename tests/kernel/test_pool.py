@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -160,21 +159,18 @@ def test_one_whose_cgroup_stays_takes_nobodys_place_and_its_slot_comes_back(own_
         lambda: len(waiting_slots(own_launcher.instance)) == 1 and not own_launcher.slots(), "the pool is not full"
     )
     (slot,) = waiting_slots(own_launcher.instance)
-    record = msgspec.json.decode((own_launcher.instance.run_dir / RECORD).read_bytes(), type=list[str])
-    if len(record) == 1:
-        pytest.skip("pure cgroup v2: cgroup.kill ends whoever is in it")
-    with subprocess.Popen(["/bin/sleep", "60"]) as foreign:
-        try:
-            Path(record[-1], f"slot-{slot}", "cgroup.procs").write_text(str(foreign.pid))
-            pids = Path(record[0], f"slot-{slot}", "cgroup.procs").read_text().split()
-            os.kill(min(map(int, pids)), signal.SIGKILL)
-            for _ in range(2):
-                assert own_launcher.run(("true",)).verdict == "ok"  # the first one cold: nobody is told of a death
-                wait_for(lambda: waiting_slots(own_launcher.instance) - {slot} != set(), "no other is prepared")
-            wait_for(lambda: "its uid slot stays taken" in own_launcher.log.read_text(), "it is not told", 20)
-            assert slot in own_launcher.slots()
-        finally:
-            foreign.kill()
+    (leaf,) = (path for path in leaves(own_launcher) if path.name == f"slot-{slot}")
+    pids = (leaf / "cgroup.procs").read_text().split()
+    (leaf / "foreign").mkdir()
+    try:
+        os.kill(min(map(int, pids)), signal.SIGKILL)
+        for _ in range(2):
+            assert own_launcher.run(("true",)).verdict == "ok"  # the first one cold: nobody is told of a death
+            wait_for(lambda: waiting_slots(own_launcher.instance) - {slot} != set(), "no other is prepared")
+        wait_for(lambda: "its uid slot stays taken" in own_launcher.log.read_text(), "it is not told", 20)
+        assert slot in own_launcher.slots()
+    finally:
+        (leaf / "foreign").rmdir()
     wait_for(lambda: slot not in own_launcher.slots(), "the slot stays taken", 20)
 
 
