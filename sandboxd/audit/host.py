@@ -43,6 +43,7 @@ _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _NO_RIGHTS = {"NoNewPrivs": "1", "Seccomp": "2", "Groups": ""}
 _LIMIT_MAX = 1 << 40
 """More than that is no limit."""
+_LOOKS = 5
 _PATIENT = 10
 """After so many findings a job gets that part of the moment."""
 _SYSCTL = Path("/proc/sys")
@@ -273,8 +274,19 @@ def changes(before: HostState, after: HostState) -> list[str]:
 
 
 def rights(target: LauncherTarget) -> list[str]:
-    """What processes of sandboxes may and should not, PID 1 and those that wait for a job included, in words. Seen from
-    outside, as no program inside can see it. Precondition: all walls stand."""
+    """What processes of sandboxes may and should not, PID 1 and those that wait for a job included, and cgroups without
+    limits, in words. Seen from outside, as no program inside can see it. What is being built has rights for a moment:
+    told is what stays. Precondition: all walls stand."""
+    found = _rights(target)
+    for _ in range(_LOOKS):
+        if found:
+            time.sleep(0.1)
+            now = _rights(target)
+            found = [right for right in found if right in now]
+    return found
+
+
+def _rights(target: LauncherTarget) -> list[str]:
     found = []
     uids: dict[int, set[str]] = {}
     for pid in _processes(_of_others(target.instance, slots.claimed())):
