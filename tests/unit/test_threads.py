@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -53,6 +54,38 @@ def test_all_threads_of_a_pool_run_before_there_is_anything_to_do() -> None:
     with threads.started(3, "test"):
         assert threading.active_count() == before + 3
     assert threading.active_count() == before
+
+
+def test_the_thread_that_worked_last_works_next() -> None:
+    """So that of many threads few are ever used by few clients."""
+    with threads.started(8, "test") as pool:
+        time.sleep(0.1)
+        names = {pool.submit(lambda: threading.current_thread().name).result() for _ in range(100)}
+    assert len(names) <= 2, "one may not be back yet"
+
+
+def test_all_that_is_given_is_done_in_its_order_and_by_all() -> None:
+    done: list[int] = []
+    with threads.started(4, "test") as pool:
+        together = threading.Barrier(4)
+        list(pool.map(lambda _: together.wait(10), range(4)))
+        with threads.started(1, "one") as one:
+            list(one.map(done.append, range(1000)))
+        waiting = [pool.submit(time.sleep, 0.01) for _ in range(100)]
+    assert done == list(range(1000))
+    assert all(future.done() for future in waiting)
+
+
+def test_what_waits_is_cancelled_when_a_pool_is_told_so() -> None:
+    go = threading.Event()
+    pool = threads.started(1, "test")
+    running, waiting = pool.submit(go.wait, 10), pool.submit(go.wait, 10)
+    while not running.running():
+        time.sleep(0.001)
+    pool.shutdown(wait=False, cancel_futures=True)
+    go.set()
+    assert running.result() is True
+    assert waiting.cancelled()
 
 
 def test_a_pool_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
