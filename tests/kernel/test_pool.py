@@ -164,6 +164,8 @@ def test_one_whose_cgroup_stays_takes_nobodys_place_and_its_slot_comes_back(own_
     (leaf / "foreign").mkdir()
     try:
         os.kill(min(map(int, pids)), signal.SIGKILL)
+        wait_for(lambda: slot not in waiting_slots(own_launcher.instance), "it is still there")
+        time.sleep(0.3)  # until the launcher has heard of it: given to a job in this moment, it would be our failure
         for _ in range(2):
             assert own_launcher.run(("true",)).verdict == "ok"  # the first one cold: nobody is told of a death
             wait_for(lambda: waiting_slots(own_launcher.instance) - {slot} != set(), "no other is prepared")
